@@ -1,0 +1,39 @@
+"""What every test relies on: no model hub, few threads, and one copy of the real model."""
+
+import os
+
+# Before anything imports them: the hub is never asked, and telemetry never sent.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    """Tiny tensors are slower on many threads than on one or two."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Any:
+    """SmolLM2-135M as tvlens loads it, from the cache or its wheel. Shared: do not change it."""
+    from tvlens import load_model
+
+    return load_model("smollm2-135m", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2: Any) -> Path:
+    """The folder in which SmolLM2 is unpacked."""
+    from tvlens.models._known import KNOWN
+    from tvlens.models._wheels import cache_root, folder_of
+
+    return folder_of(KNOWN["smollm2-135m"], cache_root())

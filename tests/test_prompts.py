@@ -1,0 +1,221 @@
+"""Prompts: text, tokens, roles, splits, seeds and first tokens."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import tvlens as tv
+from tests import tiny
+from tvlens.prompts import (
+    Encoder,
+    Role,
+    Template,
+    build_prompts,
+    first_tokens,
+    get_template,
+    uses_space,
+)
+from tvlens.tasks import Task
+
+TOKENIZERS = ("gpt2", "llama", "gemma3")
+
+
+def toy_task(n: int = 20, *, spaced: bool = False) -> Task:
+    return Task(
+        name="toy",
+        family="custom",
+        answers={f"q{chr(97 + i)}": (f"r{chr(97 + i)}",) for i in range(n)},
+        spaced=spaced,
+    )
+
+
+def test_the_default_text_is_the_papers() -> None:
+    task = Task(
+        name="t",
+        family="f",
+        answers={"a": ("A",), "b": ("B",), "c": ("C",), "d": ("D",)},
+        spaced=False,
+    )
+    prompts = build_prompts(task, tiny.model("gpt2"), shots=1, n=1, n_dummy=1)
+    (text,) = prompts.text
+    demo, query = text.split("\n")
+    x, y = demo.removeprefix("example:").split("->")
+    assert y == x.upper()
+    assert query == f"example:{prompts.queries[0]}->"
+    assert prompts.zero_shot.text == (query,)
+
+
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_tokens_spell_the_text_and_bos_is_the_models(name: str) -> None:
+    model = tiny.model(name)
+    prompts = build_prompts(toy_task(), model, shots=3, n=6)
+    bos = tv.facts(model).prepend_bos
+    assert prompts.facts["bos"] is bos
+    for batch in (prompts.regular, prompts.zero_shot, *prompts.dummies):
+        for text, tokens, mask, roles in zip(
+            batch.text, batch.tokens, batch.mask, batch.roles, strict=True
+        ):
+            ids = tokens[mask].tolist()
+            assert (ids[0] == model.tokenizer.bos_token_id) is bos
+            assert (roles[mask][0].item() == Role.BOS) is bos
+            assert ids[bos:] == model.tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert not mask[: int((~mask).sum())].any()  # pads stand on the left
+            assert roles[-1] == Role.LAST
+
+
+def test_roles_follow_the_text() -> None:
+    model = tiny.model("gpt2")
+    prompts = build_prompts(toy_task(), model, shots=2, n=3)
+    for text, tokens, roles in zip(
+        prompts.text, prompts.tokens, prompts.regular.roles, strict=True
+    ):
+        spoken: dict[Role, str] = {}
+        for token, role in zip(tokens.tolist(), roles.tolist(), strict=True):
+            if role != Role.PAD:
+                spoken[Role(role)] = spoken.get(Role(role), "") + model.tokenizer.decode([token])
+        demos = [line.removeprefix("example:").split("->") for line in text.split("\n")[:-1]]
+        assert spoken[Role.DEMO_INPUT] == "".join(x for x, _ in demos)
+        assert spoken[Role.DEMO_OUTPUT] == "".join(y for _, y in demos)
+        assert spoken[Role.QUERY] in text.split("\n")[-1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_queries_dummies_and_demonstrations_never_meet(seed: int) -> None:
+    task, model = toy_task(9), tiny.model("gpt2")
+    split = {
+        s: build_prompts(task, model, shots=5, n=40, split=s, seed=seed) for s in ("dev", "test")
+    }
+    assert not set(split["dev"].queries) & set(split["test"].queries)
+    assert set(split["dev"].queries) | set(split["test"].queries) == set(task.inputs)
+    for prompts in split.values():
+        counts = [prompts.queries.count(x) for x in set(prompts.queries)]
+        assert max(counts) - min(counts) <= 1  # queried evenly
+        for row, query in enumerate(prompts.queries):
+            *demos, last = prompts.text[row].split("\n")
+            shown = {d.removeprefix("example:").split("->")[0] for d in demos}
+            dummies = [d.text[row].split("\n")[-1][len("example:") : -2] for d in prompts.dummies]
+            assert len(shown) == 5 and last == f"example:{query}->"
+            assert query not in shown and query not in dummies
+            assert len(set(dummies)) == 2 and not shown & set(dummies)
+            assert all(d.text[row].startswith("\n".join(demos)) for d in prompts.dummies)
+
+
+def test_prompts_depend_on_the_seed_alone() -> None:
+    code = (
+        "import tvlens as tv; from tvlens.testing import tiny_model; "
+        "print(tv.build_prompts(tv.load_task('antonyms'), tiny_model(), n=5, seed=3).text)"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env={**__import__("os").environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(seen) == 1
+    one, other = (build_prompts(toy_task(), tiny.model("gpt2"), n=5, seed=s).text for s in (0, 1))
+    assert one != other
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("template", ["example", "arrow", "qa"])
+@pytest.mark.parametrize("space", [False, True])
+def test_first_tokens_are_what_the_model_would_have_to_say(
+    name: str, template: str, space: bool
+) -> None:
+    """Prompt + answer, tokenised as one text, continues the prompt with the accepted token."""
+    encoder = Encoder.of(tiny.tokenizer(name))
+    made = get_template(template)
+    task = toy_task(8, spaced=True)
+    found = first_tokens(task, made, encoder, space=space)
+    for x, y in task.pairs:
+        prompt, lead = made.query(x, space=space)
+        head, whole = encoder.ids(prompt), encoder.ids(prompt + lead + y)
+        assert not prompt[-1].isspace()
+        assert whole[: len(head)] == head, "these tokenizers split here"
+        assert whole[len(head)] == found.ids[x][0]
+        tail = encoder.tokenizer.decode(whole[len(head) :])
+        assert tail.strip() == y
+
+
+def test_ambiguous_first_tokens_are_reported() -> None:
+    encoder = Encoder.of(tiny.tokenizer("gpt2"))
+    task = Task(
+        name="places",
+        family="f",
+        answers={"x": ("Asia",), "y": ("Africa",), "z": ("Europe",), "w": ("Asia",)},
+        spaced=False,
+    )
+    found = first_tokens(task, Template(), encoder, space=False)
+    first = encoder.tokenizer.decode([found.ids["x"][0]])
+    if first == "A":
+        assert found.ambiguous == {"A": ["Asia", "Africa"]}
+        assert found.ambiguous_share == 0.75
+    assert found.constant in found.ids["x"]
+    assert 0 <= found.one_token_share <= 1
+
+
+def test_spacing_follows_the_task_unless_told() -> None:
+    encoder = Encoder.of(tiny.tokenizer("gpt2"))
+    assert not uses_space(toy_task(spaced=False), Template(), encoder)
+    assert uses_space(toy_task(spaced=False), Template(spacing="always"), encoder)
+    assert not uses_space(toy_task(spaced=True), Template(spacing="never"), encoder)
+    assert Template().query("x", space=True) == ("example: x->", " ")
+    assert Template("Q: {x}\nA: {y}\n").query("x", space=True) == ("Q: x\nA:", " ")
+
+
+def test_bare_tokenizers_decide_on_bos_themselves() -> None:
+    for name in TOKENIZERS:
+        tokenizer = tiny.tokenizer(name)
+        prompts = build_prompts(toy_task(), tokenizer, n=2)
+        adds = tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id is not None
+        assert prompts.facts["bos"] == bool(adds)
+
+
+def test_rows_drop_needless_padding() -> None:
+    batch = build_prompts(toy_task(), tiny.model("gpt2"), n=6).regular
+    part = batch.rows(slice(2, 3))
+    assert part.mask.all() and len(part) == 1
+    assert torch.equal(part.tokens[0], batch.tokens[2][batch.mask[2]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"shots": 18},
+            "has 20 items, but 18 shots \\+ 1 query \\+ 2 dummy queries need 21.*at most 17 shots",
+        ),
+        ({"split": "tset"}, "unknown split 'tset'. Nearest: test"),
+        ({"template": "exmple"}, "unknown template 'exmple'. Nearest: example"),
+        ({"template": "{x} is"}, "needs one {x} and, after it, one {y}"),
+        ({"n": 0}, "n >= 1"),
+        (
+            {"template": "x" * 2000 + "{x}->{y}\n"},
+            "a prompt has \\d+ tokens, but the model's context is",
+        ),
+    ],
+)
+def test_says_what_is_wrong(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_prompts(toy_task(), tiny.model("gpt2"), **arguments)
+
+
+def test_a_model_without_a_tokenizer() -> None:
+    class Bare:
+        cfg = object()
+        tokenizer = None
+
+    with pytest.raises(ValueError, match="no tokenizer"):
+        build_prompts(toy_task(), Bare())
+
+
+def test_templates_written_out() -> None:
+    assert get_template("Q: {x}\\nA: {y}\\n").demo == "Q: {x}\nA: {y}\n"
+    with pytest.raises(ValueError, match="unknown spacing"):
+        Template(spacing="perhaps")

@@ -1,0 +1,280 @@
+"""The command line: ``tvlens demo``, ``tvlens run NAME``, ``tvlens tasks``, ``tvlens models``.
+
+``run`` is the one door to every experiment: an experiment registers itself and is known here from then on.
+Results go to files; what the terminal shows is a summary of them.
+"""
+
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tvlens.results import Result
+    from tvlens.tasks import Task
+
+DEMO_TASKS = ("to_upper", "fr_en", "gerund", "person_language")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find, move and explain the vector a language model computes from its context.",
+)
+
+Model = Annotated[
+    str, typer.Option(help="A name from `tvlens models`, a folder, a .gguf file or a hub id.")
+]
+Shots = Annotated[int, typer.Option(min=0, help="Demonstrations a prompt.")]
+NDev = Annotated[int, typer.Option(min=1, help="Prompts on which the layer is chosen.")]
+NTest = Annotated[int, typer.Option(min=1, help="Prompts on which accuracies are reported.")]
+Seed = Annotated[int, typer.Option(help="Decides prompts, splits and random vectors.")]
+Style = Annotated[str, typer.Option(help="example, arrow, qa, or a text with {x} and {y}.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        import tvlens
+
+        typer.echo(f"tvlens {tvlens.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("tvlens-demo"),
+    model: Model = "smollm2-135m",
+    n_dev: NDev = 50,
+    n_test: NTest = 50,
+    seed: Seed = 0,
+) -> None:
+    """Find the task vectors of one task of each family in a real model, and write a report."""
+    console = Console(stderr=True)
+    console.print(
+        "[bold]tvlens demo[/bold]: can one vector stand in for five demonstrations? "
+        f"{len(DEMO_TASKS)} tasks on [bold]{escape(model)}[/bold]."
+    )
+    settings = {"n_dev": n_dev, "n_test": n_test, "seed": seed}
+    results = _run_all("layer_sweep", model, DEMO_TASKS, settings, console)
+    report = _write(results, out, title=f"Task vectors in {model}")
+    Console().print(_table([result.summary() for result in results]))
+    console.print(
+        f"\n[bold]hypothesis[/bold] is theta alone, at the layer chosen on dev queries, without any "
+        f"demonstration.\nOpen [bold]{escape(str(report))}[/bold] in a browser; numbers are in "
+        f"{escape(str(out / 'summary.json'))}."
+    )
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="An experiment, e.g. layer_sweep.")],
+    model: Model = "smollm2-135m",
+    tasks: Annotated[
+        str, typer.Option(help="all (the paper's 18), names with commas, or a JSON or CSV file.")
+    ] = "all",
+    shots: Shots = 5,
+    n_dev: NDev = 50,
+    n_test: NTest = 50,
+    seed: Seed = 0,
+    template: Style = "example",
+    out: Annotated[Path | None, typer.Option(help="Folder for results and report.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment on tasks, one after another."""
+    console = Console(stderr=True, quiet=as_json)
+    settings = {
+        "shots": shots,
+        "n_dev": n_dev,
+        "n_test": n_test,
+        "seed": seed,
+        "template": template,
+    }
+    results = _run_all(name, model, _tasks(tasks), settings, console)
+    summaries = [result.summary() for result in results]
+    if out is not None:
+        report = _write(results, out, title=f"{name} on {model}")
+        console.print(f"Wrote [bold]{escape(str(report))}[/bold].")
+    if as_json:
+        document = {"experiment": name, "model": model, **settings, "results": summaries}
+        typer.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    else:
+        Console().print(_table(summaries))
+
+
+@app.command("tasks")
+def list_tasks_command(
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List all tasks with family, size, class balance and an example."""
+    from tvlens.tasks import list_tasks
+
+    columns = ("task", "family", "size", "classes", "majority", "majority_share", "example")
+    _show(list_tasks(family), columns, as_json=as_json)
+
+
+@app.command("models")
+def list_models_command(as_json: AsJson = False) -> None:
+    """List the models that load by name without a model hub."""
+    from tvlens.models import list_models
+
+    columns = ("name", "parameters", "licence", "download_mb", "cached", "needs")
+    _show(list_models().reset_index(), columns, as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is said in one line, without a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("transformers", "transformer_lens", "httpx", "huggingface_hub"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("tvlens").setLevel(logging.INFO)
+    try:
+        app()
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if os.environ.get("TVLENS_TRACEBACK"):
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        sys.exit(1)
+
+
+def _tasks(asked: str) -> "list[str | Task]":
+    """Resolve ``all``, names with commas, or a file."""
+    from tvlens.tasks import PAPER_TASKS, Task, load_task
+
+    if asked == "all":
+        return list(PAPER_TASKS)
+    if Path(asked).suffix in (".json", ".csv") or Path(asked).is_file():
+        return [Task.from_file(asked)]
+    return [load_task(name.strip()) for name in asked.split(",") if name.strip()]
+
+
+def _run_all(
+    name: str,
+    model_name: str,
+    tasks: "Sequence[str | Task]",
+    settings: dict[str, Any],
+    console: Console,
+) -> "list[Result]":
+    """Load the model once and run an experiment task by task."""
+    from tvlens import experiments
+    from tvlens.models import facts, load_model
+
+    function = experiments.get(name)
+    settings = _accepted(function, settings, name)
+    with console.status(
+        f"Loading {escape(model_name)} (the first time, its weights are fetched) ..."
+    ):
+        model = load_model(model_name)
+    known = facts(model)
+    console.print(
+        f"{escape(known.name)}: {known.n_layers} layers, width {known.d_model}, {known.dtype} on "
+        f"{known.device}, weight processing {known.processing}, BOS {known.prepend_bos}."
+    )
+    results = []
+    for task in tasks:
+        result = function(model, task, progress=not console.quiet, **settings)
+        console.print(f"[dim]{escape(result.title)}:[/dim] {escape(result.finding())}")
+        results.append(result)
+    return results
+
+
+def _accepted(function: Callable[..., Any], settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """Keep the settings an experiment knows; the rest do not concern it."""
+    known = inspect.signature(function).parameters
+    if "progress" not in known:
+        raise TypeError(f"experiment {name!r} takes no 'progress'; add it to its signature.")
+    return {key: value for key, value in settings.items() if key in known}
+
+
+def _write(results: "Sequence[Result]", out: Path, *, title: str) -> Path:
+    """Write each result, its vectors, a summary and the report."""
+    from tvlens.reports import report
+
+    out.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        stem = f"{result.kind}-{result.provenance['task']}"
+        result.save(out / f"{stem}.nc")
+        vector = getattr(result, "vector", None)
+        if vector is not None:
+            vector.save(out / f"{stem}.safetensors")
+    summary = json.dumps(
+        [r.summary() for r in results], indent=1, ensure_ascii=False, allow_nan=False
+    )
+    (out / "summary.json").write_text(summary + "\n", encoding="utf-8")
+    return report(results, out / "report.html", title=title)
+
+
+# What one line of a terminal has room for; everything else is in the files and in --json.
+_COLUMNS = ("task", "layer", "baseline", "hypothesis", "regular", "ratio")
+_FLOORS = ("majority", "query_blind", "control")
+
+
+def _table(summaries: Sequence[dict[str, Any]]) -> Table:
+    """Show summaries: accuracies with their intervals below them, floors without."""
+    table = Table(
+        title="Accuracy on test queries, with 95 % intervals",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    keys = [key for key in (*_COLUMNS, *_FLOORS, "seconds") if key in summaries[0]]
+    for key in keys:
+        table.add_column(
+            key.replace("_", " ").replace("control", "random vector"),
+            justify="left" if key == "task" else "right",
+            no_wrap=key == "task",
+        )
+    for summary in summaries:
+        table.add_row(*(_cell(summary, key) for key in keys))
+    return table
+
+
+def _cell(summary: dict[str, Any], key: str) -> str:
+    value = summary[key]
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return escape(str(value))
+    if f"{key}_low" in summary and key not in _FLOORS:
+        low, high = summary[f"{key}_low"], summary[f"{key}_high"]
+        return f"[bold]{value:.2f}[/bold]\n[dim]{low:.2f}-{high:.2f}[/dim]"
+    return f"{value:.0f}" if key == "seconds" else f"{value:.2f}"
+
+
+def _show(frame: "pd.DataFrame", columns: Sequence[str], *, as_json: bool) -> None:
+    """Print the columns that a terminal has room for, or all of them as JSON."""
+    if as_json:
+        typer.echo(frame.to_json(orient="records", force_ascii=False))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        numeric = frame[column].dtype.kind in "if"
+        table.add_column(
+            column.replace("_", " "),
+            justify="right" if numeric else "left",
+            no_wrap=column == columns[0],
+        )
+    for row in frame[list(columns)].itertuples(index=False):
+        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else escape(str(v)) for v in row))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Inject a task vector: put theta into a run that never saw the demonstrations.
+
+`inject` puts hooks on the model for the length of a ``with`` block, so that everything run there is
+steered: a plain ``model("...")``, ``model.generate``, another tvlens function, your own hooks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from tvlens.engine import Edit
+from tvlens.sites import check_layer, hook_name
+from tvlens.vectors import TaskVector
+
+
+@contextmanager
+def inject(
+    model: Any,
+    vector: TaskVector,
+    *,
+    layer: int,
+    mode: str = "replace",
+    scale: float = 1.0,
+    position: int = -1,
+) -> Iterator[Any]:
+    """Steer everything that runs inside the ``with`` block.
+
+    While text is generated with a key-value cache, the vector goes into the prompt and not into every new
+    token, which would make each of them the last token once more.
+
+    Args:
+        model: A TransformerLens model.
+        vector: What to inject. With one set of demonstrations it goes into every row; with several, row i
+            gets vector i, and batches must have exactly as many rows.
+        layer: Where; negative counts from the last layer.
+        mode: ``"replace"`` as in paper A, or ``"add"``.
+        scale: Factor on the vector.
+        position: Token position in each row; with left-padded rows, -1 is the last token of all of them.
+
+    Yields:
+        The same model.
+
+    Raises:
+        ValueError: Another width or processing, a layer that is not in the vector or the model, an unknown
+            mode, or a position that a prompt does not have.
+
+    Example:
+        >>> import tvlens as tv
+        >>> from tvlens.testing import tiny_model
+        >>> model = tiny_model()
+        >>> theta = tv.extract(model, tv.build_prompts(tv.load_task("to_upper"), model, n=4)).mean()
+        >>> with tv.inject(model, theta, layer=1):
+        ...     logits = model("example:q->")
+
+    References:
+        Hendel, Geva, Globerson 2023, arXiv:2310.15916, section 3.2.
+    """
+    vector.check(model)
+    layer = check_layer(layer, model.cfg.n_layers)
+    if (vector.site, layer) == ("resid_pre", 0):
+        raise ValueError(
+            "layer 0's resid_pre is the embedding; inject from its resid_post upwards."
+        )
+    edit = Edit(vector.site, layer, vector.at(layer), position, mode, scale)
+    continuing = [False]
+
+    def watch(pattern: Tensor, hook: Any) -> None:
+        # More keys than queries: earlier tokens come from a cache, so the prompt was already steered.
+        continuing[0] = pattern.shape[-1] > pattern.shape[-2]
+
+    def write(activation: Tensor, hook: Any) -> Tensor:
+        if continuing[0]:
+            return activation
+        rows, width = activation.shape[:2]
+        if len(edit.values) not in (1, rows):
+            raise ValueError(
+                f"this vector has {len(edit.values)} sets of demonstrations, but the batch has {rows} "
+                "rows. Give one row for each, or take .mean()."
+            )
+        if not -width <= position < width:
+            raise ValueError(
+                f"position {position} asked for, but this prompt has {width} tokens: "
+                f"{-width} to {width - 1}."
+            )
+        changed = activation.clone()
+        changed[:, position] = edit.apply(activation[:, position])
+        return changed
+
+    hooks = [("blocks.0.attn.hook_pattern", watch), (hook_name(vector.site, layer), write)]
+    with model.hooks(fwd_hooks=hooks):
+        yield model

@@ -1,0 +1,161 @@
+"""How sure is an accuracy? Intervals for shares, and for any statistic of the prompts.
+
+An accuracy over 50 prompts is uncertain by up to 14 points either way, more than most differences
+between layers. Wilson's interval asks which true rates would make the observed share unsurprising:
+it stays inside 0..1 and is honest at 0 of n and n of n, where the textbook interval has no width.
+The bootstrap does the same for statistics that are no share, such as the ratio of two accuracies,
+by drawing the prompts again.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import Any, overload
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from tvlens._errors import unknown
+
+
+@overload
+def wilson(successes: float, n: float, *, level: float = 0.95) -> tuple[float, float]: ...
+@overload
+def wilson(
+    successes: np.ndarray | Sequence[float], n: ArrayLike, *, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]: ...
+def wilson(successes: Any, n: Any, *, level: float = 0.95) -> tuple[Any, Any]:
+    """Give Wilson's score interval of a share.
+
+    Args:
+        successes: How many succeeded; a number or an array.
+        n: Out of how many; broadcasts against ``successes``.
+        level: Confidence level between 0 and 1.
+
+    Returns:
+        Lower and upper end, each of the broadcast shape (plain floats for numbers). NaN where n is
+        0.
+
+    Raises:
+        ValueError: ``successes`` lies outside 0..n, or ``level`` outside 0..1.
+
+    Example:
+        >>> low, high = wilson(9, 10)
+        >>> f"{low:.3f} {high:.3f}"
+        '0.596 0.982'
+
+    References:
+        Wilson 1927, Probable inference, the law of succession, and statistical inference
+        [wilson1927].
+    """
+    count, total = np.broadcast_arrays(np.asarray(successes, float), np.asarray(n, float))
+    if not np.all((count >= 0) & (count <= total)):
+        raise ValueError(f"successes must lie between 0 and n, got {successes!r} of {n!r}")
+    z2 = _quantile(level) ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = count / total
+        centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+        spread = np.sqrt(z2 * (share * (1 - share) + z2 / (4 * total)) / total) / (1 + z2 / total)
+    # Rounding must not push an end past 0, 1 or the share itself.
+    low, high = np.clip(centre - spread, 0, share), np.clip(centre + spread, share, 1)
+    return (low, high) if low.ndim else (float(low), float(high))
+
+
+def bootstrap(
+    values: ArrayLike,
+    *,
+    statistic: Callable[[np.ndarray], Any] | None = None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """Give a percentile bootstrap interval: draw the prompts again, with replacement, many times.
+
+    Args:
+        values: Per-prompt values, shape ``prompt`` or ``prompt ...``; whole rows are drawn, so
+            columns stay paired.
+        statistic: From such an array to a number or an array; the mean over prompts if not given.
+        level: Confidence level between 0 and 1.
+        n_resamples: How many draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper end, each of the shape the statistic returns.
+
+    Raises:
+        ValueError: There is no prompt, a value is NaN, or ``level`` lies outside 0..1.
+
+    Example:
+        How much of regular accuracy does the vector reach? Columns: hypothesis, regular.
+
+        >>> outcomes = np.array([[1, 1], [0, 1], [1, 1], [1, 0]] * 25)
+        >>> low, high = bootstrap(outcomes, statistic=lambda v: v[:, 0].mean() / v[:, 1].mean())
+        >>> bool(low < 1 < high)
+        True
+
+    References:
+        Efron 1979, Bootstrap methods: another look at the jackknife [efron1979].
+    """
+    rows = np.asarray(values, float)
+    if rows.ndim == 0 or not len(rows):
+        raise ValueError(f"values need a prompt axis with at least one entry, got {rows.shape}")
+    if np.isnan(rows).any():
+        raise ValueError("values hold NaN; drop the prompts that have no outcome first")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
+    _quantile(level)
+    statistic = statistic or (lambda sample: sample.mean(axis=0))
+    rng = np.random.default_rng(seed)
+    draws = np.array(
+        [statistic(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(n_resamples)]
+    )
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return (low, high) if np.ndim(low) else (float(low), float(high))
+
+
+def accuracy(
+    data: xr.Dataset, variable: str, *, split: str = "test", level: float = 0.95
+) -> xr.Dataset:
+    """Turn per-prompt outcomes into accuracies with Wilson intervals.
+
+    Args:
+        data: Outcomes with a dimension ``prompt`` and its coordinate ``split``.
+        variable: Which outcomes, e.g. ``"hypothesis"``: 1 or True for right, NaN for "does not
+            exist".
+        split: ``"dev"``, ``"test"``, or ``"all"`` prompts.
+        level: Confidence level between 0 and 1.
+
+    Returns:
+        ``accuracy, low, high`` and ``n`` over the variable's other dimensions.
+
+    Raises:
+        ValueError: The variable or the split does not exist.
+
+    Example:
+        >>> data = xr.Dataset(
+        ...     {"regular": ("prompt", [True, True, False])},
+        ...     coords={"split": ("prompt", ["dev", "test", "test"])},
+        ... )
+        >>> float(accuracy(data, "regular")["accuracy"])
+        0.5
+    """
+    if variable not in data.data_vars:
+        raise unknown("variable", variable, map(str, data.data_vars))
+    outcomes = data[variable].astype(float)
+    if split != "all":
+        splits = sorted({str(name) for name in data["split"].values})
+        if split not in splits:
+            raise unknown("split", split, [*splits, "all"])
+        outcomes = outcomes.isel(prompt=data["split"].values == split)
+    n = outcomes.count("prompt")
+    right = outcomes.sum("prompt")
+    low, high = wilson(right.values, n.values, level=level)
+    ends = {"low": (n.dims, low), "high": (n.dims, high)}
+    return xr.Dataset({"accuracy": right / n.where(n > 0), "n": n}).assign(ends)
+
+
+def _quantile(level: float) -> float:
+    """Two-sided standard normal quantile of a confidence level."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, e.g. 0.95, got {level!r}")
+    return NormalDist().inv_cdf((1 + level) / 2)

@@ -1,0 +1,12 @@
+"""Figures: data in, `plotly.graph_objects.Figure` out.
+
+A figure function takes results' data (xarray, pandas), never a model, and shows nothing by itself.
+Everything after the data is keyword-only and named after a dimension or a visual channel.
+"""
+
+from tvlens.plots.accuracy_bars import accuracy_bars
+from tvlens.plots.accuracy_by_layer import accuracy_by_layer
+from tvlens.plots.theme import ROLES, token_label
+from tvlens.plots.vocabulary import vocabulary
+
+__all__ = ["ROLES", "accuracy_bars", "accuracy_by_layer", "token_label", "vocabulary"]

@@ -1,0 +1,106 @@
+"""Score answers by their first token, prompt by prompt, as paper A does.
+
+A prediction is right when it is the first token of an accepted answer. Outcomes are kept for every prompt,
+so that intervals and paired tests need no second run.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tvlens._errors import unknown
+from tvlens.engine import Edit, FirstToken, Request, run
+from tvlens.intervals import wilson
+from tvlens.prompts import Prompts, TokenBatch
+from tvlens.sites import check_layer
+from tvlens.vectors import TaskVector
+
+VIEWS = ("regular", "zero_shot")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Outcome of every prompt.
+
+    Attributes:
+        correct: Whether the prediction is the first token of an accepted answer.
+        predicted: The predicted token.
+        log_prob: Its log probability, in nats.
+        answer_log_prob: Log probability of the likeliest accepted first token, in nats.
+    """
+
+    correct: Bool[Tensor, " prompt"]
+    predicted: Int[Tensor, " prompt"]
+    log_prob: Float[Tensor, " prompt"]
+    answer_log_prob: Float[Tensor, " prompt"]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of prompts answered right."""
+        return self.correct.float().mean().item()
+
+    def interval(self, *, level: float = 0.95) -> tuple[float, float]:
+        """Wilson interval of the accuracy."""
+        low, high = wilson(int(self.correct.sum()), len(self.correct), level=level)
+        return float(low), float(high)
+
+
+def score(
+    model: Any,
+    prompts: Prompts,
+    *,
+    view: str = "regular",
+    vector: TaskVector | None = None,
+    layer: int | None = None,
+    mode: str = "replace",
+    scale: float = 1.0,
+    position: int = -1,
+) -> Scores:
+    """Run prompts, with a task vector injected if one is given, and mark the answers.
+
+    Args:
+        model: A TransformerLens model.
+        prompts: The prompts.
+        view: ``"regular"`` for [S, x], ``"zero_shot"`` for [x].
+        vector: Injected if given: one set of demonstrations for all prompts, or one for each.
+        layer: Where to inject; needed with a vector. Negative counts from the last layer.
+        mode: ``"replace"`` or ``"add"``.
+        scale: Factor on the vector.
+        position: Token position that is edited.
+
+    Returns:
+        Outcomes of all prompts.
+
+    Raises:
+        ValueError: An unknown view or mode, a vector without a layer or of another model, or a layer
+            outside the model.
+
+    Example:
+        >>> import tvlens as tv
+        >>> from tvlens.testing import tiny_model
+        >>> model = tiny_model()
+        >>> prompts = tv.build_prompts(tv.load_task("to_upper"), model, n=8)
+        >>> 0 <= tv.score(model, prompts, view="zero_shot").accuracy <= 1
+        True
+    """
+    batch = view_of(prompts, view)
+    cell: tuple[Edit, ...] = ()
+    if vector is not None:
+        if layer is None:
+            raise ValueError("a vector needs a layer to go into: score(..., vector=v, layer=14).")
+        vector.check(model)
+        layer = check_layer(layer, model.cfg.n_layers)
+        cell = (Edit(vector.site, layer, vector.at(layer), position, mode, scale),)
+    readout = FirstToken(prompts.answer_ids)
+    (output,) = run(model, [Request(batch, cells=(cell,), readout=readout)])
+    values = {name: tensor[0].cpu() for name, tensor in output.values.items()}
+    return Scores(**values)
+
+
+def view_of(prompts: Prompts, view: str) -> TokenBatch:
+    """Give the view of prompts by its name."""
+    if view not in VIEWS:
+        raise unknown("view", view, VIEWS)
+    return prompts.regular if view == "regular" else prompts.zero_shot

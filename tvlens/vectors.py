@@ -1,0 +1,259 @@
+"""TaskVector: theta(S), the vector that demonstrations S leave at the last token, with where it came from.
+
+One TaskVector holds theta of every layer for every set of demonstrations, so that nothing is averaged
+before someone decides to: ``.mean()`` averages over S. It is stored as safetensors with its origin, and it
+refuses to meet a model of another width or another weight processing, where the same numbers would mean
+something else.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tvlens._files import must_exist, replacing
+
+SCHEMA = 1
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class TaskVector:
+    """Task vectors of one task from one model.
+
+    Attributes:
+        values: theta for every set of demonstrations (``prompt``) and layer.
+        layers: Which layer each slice belongs to.
+        site: Where it was read, see `tvlens.sites.SITES`.
+        made: Origin: model, processing, task, template, shots, seed and more.
+
+    Example:
+        >>> import tvlens as tv
+        >>> from tvlens.testing import tiny_model
+        >>> model = tiny_model()
+        >>> theta = tv.extract(model, tv.build_prompts(tv.load_task("to_upper"), model, n=3))
+        >>> theta.mean().at(0).shape == (1, model.cfg.d_model)
+        True
+
+    References:
+        Hendel, Geva, Globerson 2023, arXiv:2310.15916.
+    """
+
+    values: Float[Tensor, "prompt layer d_model"]
+    layers: tuple[int, ...]
+    site: str = "resid_post"
+    made: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.layers) != self.values.shape[1]:
+            raise ValueError(
+                f"{len(self.layers)} layer names for {self.values.shape[1]} layers of values."
+            )
+        bad = ~torch.isfinite(self.values).all(dim=-1)
+        if bad.any():
+            layers = sorted({self.layers[i] for i in bad.nonzero()[:, 1].tolist()})
+            raise ValueError(
+                f"a task vector must be finite; NaN or infinity arrived in {int(bad.sum())} of "
+                f"{bad.numel()} vectors, at layers {layers[:8]}."
+            )
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream it was read from."""
+        return self.values.shape[-1]
+
+    def at(self, layer: int) -> Float[Tensor, "prompt d_model"]:
+        """Take one layer.
+
+        Args:
+            layer: The layer's number; negative counts from the last one stored.
+
+        Returns:
+            theta at that layer for every set of demonstrations.
+
+        Raises:
+            ValueError: That layer is not stored.
+        """
+        if -len(self.layers) <= layer < 0:
+            return self.values[:, layer]
+        if layer not in self.layers:
+            raise ValueError(
+                f"layer {layer} asked for; this vector has layers {_ranges(self.layers)}."
+            )
+        return self.values[:, self.layers.index(layer)]
+
+    def mean(self) -> "TaskVector":
+        """Average over the sets of demonstrations: one theta for the whole task."""
+        return replace(self, values=self.values.mean(dim=0, keepdim=True))
+
+    def random_like(self, *, seed: int) -> "TaskVector":
+        """Draw random directions with the same norm, vector by vector: the control for an injection.
+
+        Args:
+            seed: Decides the directions.
+
+        Returns:
+            Gaussian directions, scaled to the norm of the vector they stand in for.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(self.values.shape, generator=generator).to(self.values)
+        norms = self.values.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+        return replace(self, values=noise * norms, made={**self.made, "control": f"random {seed}"})
+
+    def __add__(self, other: "TaskVector") -> "TaskVector":
+        return self._with(other, 1.0, "+")
+
+    def __sub__(self, other: "TaskVector") -> "TaskVector":
+        return self._with(other, -1.0, "-")
+
+    def __mul__(self, factor: float) -> "TaskVector":
+        return replace(self, values=factor * self.values)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "TaskVector":
+        return -1.0 * self
+
+    def _with(self, other: "TaskVector", sign: float, symbol: str) -> "TaskVector":
+        for what in ("model", "processing"):
+            mine, theirs = self.made.get(what), other.made.get(what)
+            if mine != theirs:
+                raise ValueError(
+                    f"vectors of different {what} do not add: {mine!r} and {theirs!r}."
+                )
+        if (self.site, self.layers, self.d_model) != (other.site, other.layers, other.d_model):
+            raise ValueError(
+                f"vectors of different places do not add: {self._place()} and {other._place()}."
+            )
+        if 1 not in (len(self.values), len(other.values)) and len(self.values) != len(other.values):
+            raise ValueError(
+                f"{len(self.values)} and {len(other.values)} sets of demonstrations do not match; "
+                "take .mean() of one."
+            )
+        tasks = f"{self.made.get('task')} {symbol} {other.made.get('task')}"
+        return replace(
+            self, values=self.values + sign * other.values, made={**self.made, "task": tasks}
+        )
+
+    def _place(self) -> str:
+        return f"{self.site}, layers {_ranges(self.layers)}, width {self.d_model}"
+
+    def check(self, model: Any) -> None:
+        """Refuse a model in which these numbers would mean something else.
+
+        Args:
+            model: The model the vector is meant for.
+
+        Raises:
+            ValueError: Another width, fewer layers, or another weight processing.
+        """
+        from tvlens.models import facts
+
+        known = facts(model)
+        if known.d_model != self.d_model:
+            raise ValueError(
+                f"this vector has width {self.d_model} (from {self.made.get('model')!r}), but "
+                f"{known.name!r} has d_model = {known.d_model}."
+            )
+        if max(self.layers) >= known.n_layers:
+            raise ValueError(
+                f"this vector has layers {_ranges(self.layers)} (from {self.made.get('model')!r}), "
+                f"but {known.name!r} has {known.n_layers} layers."
+            )
+        made = self.made.get("processing")
+        if made is not None and made != known.processing:
+            raise ValueError(
+                f"this vector was made under weight processing {made!r}, but {known.name!r} is loaded "
+                f"with {known.processing!r}. Load it with load_model(..., processing={made!r})."
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write to a safetensors file, with its origin; never half a file.
+
+        Args:
+            path: Where; the suffix is ``.safetensors``.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: Another suffix.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        if path.suffix != SUFFIX:
+            raise ValueError(f"a task vector is saved as {SUFFIX}; {path.name!r} was asked for.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        meta = {
+            "schema": SCHEMA,
+            "site": self.site,
+            "layers": list(self.layers),
+            "made": dict(self.made),
+        }
+        with replacing(path) as part:
+            save_file(
+                {"values": self.values.detach().cpu().contiguous()},
+                part,
+                metadata={"tvlens": json.dumps(meta)},
+            )
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TaskVector":
+        """Read a saved task vector.
+
+        Args:
+            path: A file written by `save`.
+
+        Returns:
+            The vector, equal to the one saved.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is cut short, no task vector, or of a newer schema, or holds NaN.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        must_exist(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = json.loads((file.metadata() or {}).get("tvlens", "null"))
+                values = file.get_tensor("values") if "values" in file.keys() else None  # noqa: SIM118
+        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{str(path)!r} is no readable safetensors file ({error}). It may have been cut short "
+                "while it was copied; save the vector again."
+            ) from error
+        if (
+            not isinstance(meta, dict)
+            or values is None
+            or not {"schema", "site", "layers"} <= set(meta)
+        ):
+            raise ValueError(
+                f"{str(path)!r} is a safetensors file, but no task vector saved by tvlens."
+            )
+        if meta["schema"] > SCHEMA:
+            raise ValueError(
+                f"{str(path)!r} has schema {meta['schema']}; this tvlens reads up to {SCHEMA}. "
+                "Upgrade with: pip install -U tvlens"
+            )
+        if values.ndim != 3 or not values.is_floating_point():
+            raise ValueError(
+                f"{str(path)!r} should hold values of shape (prompt, layer, d_model); "
+                f"{tuple(values.shape)} arrived."
+            )
+        return cls(values, tuple(meta["layers"]), meta["site"], meta.get("made", {}))
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    """Say which layers there are, briefly."""
+    if len(layers) > 1 and layers == tuple(range(min(layers), max(layers) + 1)):
+        return f"{min(layers)} to {max(layers)}"
+    return ", ".join(map(str, layers))
