@@ -71,6 +71,25 @@ def test_folded_log_probabilities_equal_hugging_face(name: str) -> None:
     assert hasattr(tiny.model(name).ln_final, "w")
 
 
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_folding_is_transformer_lens_standard(name: str) -> None:
+    from transformer_lens import HookedTransformer, loading_from_pretrained
+
+    from tvlens.models._hooked_config import hooked_config
+
+    cfg = hooked_config(tiny.hf(name), dtype=torch.float32, device="cpu")
+    state = loading_from_pretrained.get_pretrained_state_dict(".", cfg, tiny.hf(name))
+    standard = HookedTransformer(cfg, move_to_device=False)
+    standard.load_and_process_state_dict(state)
+    ours: Any = load_model(
+        tiny.hf(name), tokenizer=tiny.tokenizer(name), device="cpu", processing="fold"
+    )
+    found = dict(ours.named_parameters())
+    assert found.keys() == dict(standard.named_parameters()).keys()
+    for key, parameter in standard.named_parameters():
+        torch.testing.assert_close(found[key], parameter, msg=key)
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float64", 1e-4), ("bfloat16", 0.5), (torch.float16, 0.1)]
 )
@@ -151,6 +170,7 @@ def test_weights_lie_in_memory_as_the_products_read_them() -> None:
         assert block.attn.W_Q.permute(0, 2, 1).is_contiguous()
         assert block.attn.W_O.permute(2, 0, 1).is_contiguous()
     assert model.unembed.W_U.T.is_contiguous()
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_facts() -> None:

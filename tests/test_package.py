@@ -125,7 +125,7 @@ def test_every_public_tensor_signature_is_jaxtyped() -> None:
                 assert not re.search(r"(?<!\w)Tensor\b", bare), (
                     f"{path.name}: {function.name}: {bare}"
                 )
-    assert seen > 30
+    assert seen >= 25
 
 
 def test_version_is_said_once() -> None:

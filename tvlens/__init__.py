@@ -34,7 +34,8 @@ _HOME = {
     "cite": "tvlens.citations",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__"]
+__all__ += sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -125,7 +125,7 @@ def list_tasks_command(
     """List all tasks with family, size, class balance and an example."""
     from tvlens.tasks import list_tasks
 
-    columns = ("task", "family", "size", "classes", "majority", "majority_share", "example")
+    columns = ("task", "family", "size", "classes", "majority_share", "example")
     _show(list_tasks(family), columns, as_json=as_json)
 
 
@@ -232,9 +232,10 @@ def _table(summaries: Sequence[dict[str, Any]]) -> Table:
         title="Accuracy on test queries, with 95 % intervals",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        pad_edge=False,
+        padding=0,
+        leading=1,
     )
-    keys = [key for key in (*_COLUMNS, *_FLOORS, "seconds") if key in summaries[0]]
+    keys = [key for key in (*_COLUMNS, *_FLOORS) if key in summaries[0]]
     for key in keys:
         table.add_column(
             key.replace("_", " ").replace("control", "random vector"),
@@ -254,8 +255,13 @@ def _cell(summary: dict[str, Any], key: str) -> str:
         return escape(str(value))
     if f"{key}_low" in summary and key not in _FLOORS:
         low, high = summary[f"{key}_low"], summary[f"{key}_high"]
-        return f"[bold]{value:.2f}[/bold]\n[dim]{low:.2f}-{high:.2f}[/dim]"
-    return f"{value:.0f}" if key == "seconds" else f"{value:.2f}"
+        return f"[bold]{_short(value)}[/bold]\n[dim]{_short(low)}-{_short(high)}[/dim]"
+    return _short(value)
+
+
+def _short(share: float) -> str:
+    """Write a share as papers do: .92, 1.00."""
+    return f"{share:.2f}".removeprefix("0") if 0 <= share < 1 else f"{share:.2f}"
 
 
 def _show(frame: "pd.DataFrame", columns: Sequence[str], *, as_json: bool) -> None:
@@ -263,7 +269,7 @@ def _show(frame: "pd.DataFrame", columns: Sequence[str], *, as_json: bool) -> No
     if as_json:
         typer.echo(frame.to_json(orient="records", force_ascii=False))
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         numeric = frame[column].dtype.kind in "if"
         table.add_column(
