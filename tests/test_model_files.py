@@ -1,5 +1,6 @@
 """Models from folders, GGUF files, wheels and the hub: unpacked once, whole or not at all, and errors."""
 
+import copy
 import hashlib
 import json
 import os
@@ -542,7 +543,9 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         return tiny.hf("qwen2")
 
     monkeypatch.setattr(_files, "_read_model", read)
-    monkeypatch.setattr(_files, "_read_tokenizer", lambda *_, **__: tiny.tokenizer("qwen2"))
+    # A copy: what is read from the hub is ours to change.
+    own = copy.deepcopy(tiny.tokenizer("qwen2"))
+    monkeypatch.setattr(_files, "_read_tokenizer", lambda *_, **__: own)
     model = load_model("someone/something", revision="v1", device="cpu", dtype="bfloat16")
     assert seen == {"name": "someone/something", "revision": "v1", "dtype": torch.bfloat16}
     found = facts(model)

@@ -187,7 +187,7 @@ def test_facts() -> None:
         "n_heads": 4,
         "d_model": 64,
         "d_vocab": 640,
-        "n_ctx": 128,
+        "n_ctx": tiny.hf("llama").config.max_position_embeddings,
         "dtype": "float32",
         "device": "cpu",
         "weights_sha256": None,
@@ -413,6 +413,60 @@ def test_a_conversion_that_went_wrong_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(_hooked_config._FAMILIES, "Qwen2ForCausalLM", forgetful)
     with pytest.raises(UnsupportedModelError, match="gives other log-probabilities"):
         load_model(tiny.hf("qwen2"), tokenizer=tiny.tokenizer("qwen2"), device="cpu")
+
+
+def test_weights_of_another_shape_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvlens.models import _hooked_config
+
+    def narrow(config: Any) -> dict[str, Any]:
+        return _hooked_config._gated(config) | {"d_mlp": 7}
+
+    monkeypatch.setitem(_hooked_config._FAMILIES, "Qwen2ForCausalLM", narrow)
+    with pytest.raises(UnsupportedModelError, match=r"do not fit a HookedTransformer.*size misma"):
+        load_model(tiny.hf("qwen2"), tokenizer=tiny.tokenizer("qwen2"), device="cpu")
+
+
+def test_norms_that_cannot_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformer_lens.utilities import architectures
+
+    monkeypatch.setattr(architectures, "POST_NORM_ARCHITECTURES", {"GPT2LMHeadModel"})
+    with pytest.raises(UnsupportedModelError, match="cannot be folded: use processing='none'"):
+        load_model(
+            tiny.hf("gpt2"), tokenizer=tiny.tokenizer("gpt2"), device="cpu", processing="fold"
+        )
+
+
+def refused_configurations() -> dict[str, tuple[Any, str]]:
+    t = transformers
+    small: dict[str, Any] = {"vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 4, "intermediate_size": 48}
+    kinds = ["chunked_attention", "full_attention"]
+    ropes = {
+        "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+    }
+    opt = t.OPTConfig(
+        **{k: v for k, v in small.items() if k != "intermediate_size"},
+        ffn_dim=48,
+        word_embed_proj_dim=16,
+    )
+    return {
+        "chunked": (t.Qwen2Config(**small, layer_types=kinds), "attention of type 'chunked_attent"),
+        "neox": (t.GPTNeoXConfig(**small, attention_bias=False), "without attention biases"),
+        "gemma3": (
+            t.Gemma3TextConfig(**small, head_dim=8, num_key_value_heads=2, rope_parameters=ropes),
+            "scaled rope in its sliding layers",
+        ),
+        "opt": (opt, "such as opt-350m"),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(refused_configurations()))
+def test_configurations_that_cannot_be_expressed(name: str) -> None:
+    config, message = refused_configurations()[name]
+    hf = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_model(hf, tokenizer=tiny.tokenizer("llama"), device="cpu")
 
 
 def test_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
