@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import tvlens as tv
-from tvlens.models import model_folder
 
 pytestmark = pytest.mark.slow
 
@@ -21,12 +20,11 @@ LAYERS = (8, 16, 22)
 
 
 @pytest.fixture(scope="module")
-def reference() -> tuple[Any, Any]:
+def reference(smollm2_folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder: Path = model_folder("smollm2-135m")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(smollm2_folder)
 
 
 def last_logits(model: Any, ids: list[int], patch: dict[int, torch.Tensor]) -> torch.Tensor:

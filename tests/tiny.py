@@ -48,6 +48,17 @@ def model(name: str) -> Any:
     return load_model(hf(name), tokenizer=tokenizer(name), device="cpu")
 
 
+def difference(model: Any, hf: Any, tokens: Any, *, log_probs: bool = False) -> float:
+    """The largest difference between two models' logits, or log-probabilities."""
+    import torch
+
+    with torch.no_grad():
+        ours, theirs = model(tokens, prepend_bos=False), hf(tokens).logits
+    if log_probs:
+        ours, theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
+    return float((ours - theirs).abs().max())
+
+
 def _build(name: str) -> Any:
     import transformers as t
 
