@@ -158,23 +158,23 @@ def test_configurations_that_cannot_be_expressed(name: str) -> None:
 
 
 def test_a_conversion_that_went_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tvlens.models import _hooked_config
+    from tvlens.models.hooked import config as hooked_config
 
     def forgetful(config: Any) -> dict[str, Any]:
-        return _hooked_config._gated(config) | {"rotary_base": 77.0}
+        return hooked_config._gated(config) | {"rotary_base": 77.0}
 
-    monkeypatch.setitem(_hooked_config._FAMILIES, "Qwen2ForCausalLM", forgetful)
+    monkeypatch.setitem(hooked_config._FAMILIES, "Qwen2ForCausalLM", forgetful)
     with pytest.raises(UnsupportedModelError, match="gives other log-probabilities"):
         load_model(tiny.hf("qwen2"), tokenizer=tiny.tokenizer("qwen2"), device="cpu")
 
 
 def test_weights_of_another_shape_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tvlens.models import _hooked_config
+    from tvlens.models.hooked import config as hooked_config
 
     def narrow(config: Any) -> dict[str, Any]:
-        return _hooked_config._gated(config) | {"d_mlp": 7}
+        return hooked_config._gated(config) | {"d_mlp": 7}
 
-    monkeypatch.setitem(_hooked_config._FAMILIES, "Qwen2ForCausalLM", narrow)
+    monkeypatch.setitem(hooked_config._FAMILIES, "Qwen2ForCausalLM", narrow)
     with pytest.raises(UnsupportedModelError, match=r"not fit a HookedTransformer: size mismatch"):
         load_model(tiny.hf("qwen2"), tokenizer=tiny.tokenizer("qwen2"), device="cpu")
 
@@ -190,12 +190,12 @@ def test_norms_that_cannot_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tvlens.models import _hooked_config
+    from tvlens.models.hooked import config as hooked_config
 
     def ungrouped(config: Any) -> dict[str, Any]:
-        return _hooked_config._gated(config) | {"use_qk_norm": True}
+        return hooked_config._gated(config) | {"use_qk_norm": True}
 
-    monkeypatch.setitem(_hooked_config._FAMILIES, "Qwen2ForCausalLM", ungrouped)
+    monkeypatch.setitem(hooked_config._FAMILIES, "Qwen2ForCausalLM", ungrouped)
     with pytest.raises(UnsupportedModelError, match=r"do not fit.*missing \['blocks.0.attn.k_norm"):
         load_model(tiny.hf("qwen2"), tokenizer=tiny.tokenizer("qwen2"), device="cpu")
 

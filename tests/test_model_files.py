@@ -15,7 +15,6 @@ from tvlens.models import (
     _files,
     _load,
     facts,
-    hooked,
     load_model,
 )
 
@@ -157,6 +156,8 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_models_that_only_transformer_lens_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformer_lens import HookedTransformer
 
+    from tvlens.models.hooked import convert
+
     with pytest.raises(ModelUnavailableError, match="hf download NeelNanda/GELU_2L512W"):
         load_model("gelu-2l", device="cpu")
     seen: dict[str, Any] = {}
@@ -183,9 +184,11 @@ def test_models_that_only_transformer_lens_reads(monkeypatch: pytest.MonkeyPatch
 def test_the_right_loader_for_folding(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformer_lens import HookedTransformer
 
+    from tvlens.models.hooked import convert
+
     monkeypatch.setattr(
         HookedTransformer, "from_pretrained", lambda *_, **__: torch.nn.Linear(1, 1)
     )
     settings: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
-    found = hooked.from_transformer_lens("gelu-2l", processing="fold", **settings)
+    found = convert.from_transformer_lens("gelu-2l", processing="fold", **settings)
     assert isinstance(found, torch.nn.Linear)

@@ -68,7 +68,7 @@ def test_folded_log_probabilities_equal_hugging_face(name: str) -> None:
 def test_folding_is_transformer_lens_standard(name: str) -> None:
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
-    from tvlens.models._hooked_config import hooked_config
+    from tvlens.models.hooked.config import hooked_config
 
     cfg = hooked_config(tiny.hf(name), dtype=torch.float32, device="cpu")
     state = loading_from_pretrained.get_pretrained_state_dict(".", cfg, tiny.hf(name))

@@ -8,9 +8,9 @@ checksum of its weights, is kept aside; `facts` puts both together.
 
 from tvlens.models._facts import ModelFacts, facts
 from tvlens.models._files import ModelUnavailableError
-from tvlens.models._hooked_config import UnsupportedModelError, supported_architectures
 from tvlens.models._load import list_models, load_model
 from tvlens.models._wheels import LicenceNotAcceptedError
+from tvlens.models.hooked.config import UnsupportedModelError, supported_architectures
 
 __all__ = [
     "LicenceNotAcceptedError",

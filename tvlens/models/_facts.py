@@ -93,9 +93,9 @@ def facts(model: Model) -> ModelFacts:
     """
     from importlib.metadata import version
 
-    from tvlens.models import hooked
+    from tvlens.models.hooked import convert
 
-    if not hooked.is_hooked(model):
+    if not convert.is_hooked(model):
         raise TypeError(
             f"facts needs a HookedTransformer, got a {type(model).__name__}: load it with "
             "tvlens.load_model first."
@@ -107,7 +107,7 @@ def facts(model: Model) -> ModelFacts:
         **dataclasses.asdict(origin),
         architecture=cfg.original_architecture or "custom",
         backend="hooked",
-        processing=hooked.processing_of(model),
+        processing=convert.processing_of(model),
         prepend_bos=bool(cfg.default_prepend_bos and model.tokenizer is not None),
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,

@@ -9,9 +9,9 @@ from tvlens._typing import Model
 from tvlens.models import _files, _wheels
 from tvlens.models._facts import Origin, facts, remember
 from tvlens.models._files import Opened
-from tvlens.models._hooked_config import supported_architectures
 from tvlens.models._known import KNOWN, MB, KnownModel
 from tvlens.models._tokens import prepare_tokenizer
+from tvlens.models.hooked.config import supported_architectures
 
 _BACKENDS = ("auto", "hooked")
 _PROCESSING = ("none", "fold")
@@ -72,7 +72,7 @@ def load_model(
         >>> facts(model).architecture
         'GPT2LMHeadModel'
     """
-    from tvlens.models import hooked
+    from tvlens.models.hooked import convert
 
     if backend not in _BACKENDS:
         raise unknown(
@@ -80,7 +80,7 @@ def load_model(
         )
     if processing not in _PROCESSING:
         raise unknown("processing", processing, _PROCESSING)
-    if hooked.is_hooked(name_or_model):
+    if convert.is_hooked(name_or_model):
         _check_in_hand(name_or_model, processing, tokenizer=tokenizer, device=device, dtype=dtype)
         return name_or_model
     place, numbers = resolve_device(device), resolve_dtype(dtype)
@@ -96,7 +96,7 @@ def load_model(
 
 
 def _convert(opened: Opened, settings: dict[str, Any], *, own_tokenizer: bool) -> Any:
-    from tvlens.models import hooked
+    from tvlens.models.hooked import convert
 
     architecture, name = type(opened.hf_model).__name__, opened.origin.name
     if opened.origin.source == "hub" and architecture not in supported_architectures():
@@ -104,7 +104,7 @@ def _convert(opened: Opened, settings: dict[str, Any], *, own_tokenizer: bool) -
 
         if name in OFFICIAL_MODEL_NAMES:
             return _by_transformer_lens(name, opened.hf_model, settings)
-    return hooked.from_huggingface(
+    return convert.from_huggingface(
         opened.hf_model,
         prepare_tokenizer(opened.tokenizer, architecture, ours=opened.ours and own_tokenizer),
         name=name,
@@ -125,11 +125,11 @@ def _transformer_lens_only(what: Any) -> str | None:
 
 
 def _by_transformer_lens(name: str, hf_model: Any, settings: dict[str, Any]) -> Any:
-    from tvlens.models import hooked
+    from tvlens.models.hooked import convert
 
     try:
         with _files.quiet():
-            return hooked.from_transformer_lens(name, hf_model=hf_model, **settings)
+            return convert.from_transformer_lens(name, hf_model=hf_model, **settings)
     except OSError as error:
         raise _files.no_hub(name, error) from error
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens.models._hooked_config import UnsupportedModelError
+from tvlens.models.hooked.config import UnsupportedModelError
 
 # Of the spread of the log-probabilities: rounding stays far below, a wrong setting far above.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.2}

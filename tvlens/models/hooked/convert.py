@@ -16,9 +16,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tvlens.models._hooked_config import UnsupportedModelError, hooked_config
 from tvlens.models._tokens import PreparedTokenizer
 from tvlens.models._verify import verify_logits
+from tvlens.models.hooked.config import UnsupportedModelError, hooked_config
 
 _log = logging.getLogger("tvlens")
 
