@@ -156,8 +156,6 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_models_that_only_transformer_lens_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformer_lens import HookedTransformer
 
-    from tvlens.models.hooked import convert
-
     with pytest.raises(ModelUnavailableError, match="hf download NeelNanda/GELU_2L512W"):
         load_model("gelu-2l", device="cpu")
     seen: dict[str, Any] = {}
