@@ -14,9 +14,10 @@ import torch
 
 import tvlens as tv
 from benchmarks.harness import compare, show
+from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, LastLogits, Request, run
 from tvlens.extraction import average, dummy_requests
-from tvlens.prompts import Prompts, TokenBatch
+from tvlens.prompts import Prompts
 
 
 def ours(model: Any, prompts: Prompts) -> torch.Tensor:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, FirstToken, LastLogits, Read, Request, run
-from tvlens.prompts import TokenBatch
 from tvlens.sites import SITES
 
 TOLERANCE = 1e-4

@@ -56,6 +56,8 @@ def test_every_public_name_resolves() -> None:
 RANKS = [
     {"_errors", "_typing", "_files", "provenance", "intervals"},
     {"sites", "tasks", "models"},
+    {"templates"},
+    {"encoding"},
     {"prompts"},
     {"engine"},
     {"vectors"},

@@ -8,16 +8,10 @@ import torch
 
 import tvlens as tv
 from tests import tiny
-from tvlens.prompts import (
-    Encoder,
-    Role,
-    Template,
-    build_prompts,
-    first_tokens,
-    get_template,
-    uses_space,
-)
+from tvlens.encoding import Encoder, first_tokens, uses_space
+from tvlens.prompts import build_prompts
 from tvlens.tasks import Task
+from tvlens.templates import Role, Template, get_template
 
 TOKENIZERS = ("gpt2", "llama", "gemma3")
 
@@ -157,7 +151,7 @@ def test_ambiguous_first_tokens_are_reported() -> None:
         assert found.ambiguous == {"A": ["Asia", "Africa"]}
         assert found.ambiguous_share == 0.75
     assert found.constant in found.ids["x"]
-    assert 0 <= found.one_token_share <= 1
+    assert set(found.one_token) <= set(task.inputs)
 
 
 def test_spacing_follows_the_task_unless_told() -> None:
@@ -219,3 +213,42 @@ def test_templates_written_out() -> None:
     assert get_template("Q: {x}\\nA: {y}\\n").demo == "Q: {x}\nA: {y}\n"
     with pytest.raises(ValueError, match="unknown spacing"):
         Template(spacing="perhaps")
+
+
+def test_fragments_of_an_answer_do_not_count() -> None:
+    """Written without its space, an answer may begin with a piece that is right for almost anything."""
+    encoder = Encoder.of(tiny.tokenizer("gpt2"))
+    words = ["running", "walked", "cats", "houses", "happy", "zzyzx", "qqq"]
+    task = Task(name="t", family="f", answers={f"x{i}": (w,) for i, w in enumerate(words)})
+    for space in (False, True):
+        found = first_tokens(task, Template(), encoder, space=space)
+        for x, y in task.pairs:
+            allowed = [encoder.ids(w) for w in (f" {y}", y)]
+            here = encoder.ids(f" {y}" if space else y)
+            assert found.ids[x][0] == here[0]
+            assert all([i] in allowed for i in found.ids[x][1:])
+            assert (x in found.one_token) == (len(here) == 1)
+
+
+def test_items_with_one_token_answers_are_kept_where_they_are_most() -> None:
+    model = tiny.model("gpt2")
+    letters = {f"q{c}": (c,) for c in "abcdefghijklmnop"}  # one token each
+    long = {f"r{c}": (f"zx{c}qj",) for c in "abcd"}
+    most = Task(name="m", family="f", answers=letters | long, spaced=False)
+    few = Task(
+        name="f", family="f", answers={**dict(list(letters.items())[:3]), **long}, spaced=False
+    )
+    kept = build_prompts(most, model, n=40, shots=2)
+    assert (kept.facts["answers"], kept.facts["n_items"]) == ("one_token", 16)
+    assert set(kept.queries) <= set(letters) and kept.facts["one_token_share"] == 0.8
+    assert not any("zx" in text for text in kept.text)
+    assert build_prompts(most, model, n=40, shots=2, answers="any").facts["n_items"] == 20
+    assert build_prompts(few, model, n=4, shots=2).facts["answers"] == "any"
+    assert (
+        build_prompts(few, model, n=2, shots=0, n_dummy=1, answers="one_token").facts["n_items"]
+        == 3
+    )
+    with pytest.raises(ValueError, match="unknown answers 'all'"):
+        build_prompts(most, model, answers="all")
+    with pytest.raises(ValueError, match="has 0 one-token answers with this tokenizer"):
+        build_prompts(Task(name="l", family="f", answers=long), model, answers="one_token")

@@ -19,7 +19,7 @@ _HOME = {
     "load_task": "tvlens.tasks",
     "list_tasks": "tvlens.tasks",
     "register_task": "tvlens.tasks",
-    "Template": "tvlens.prompts",
+    "Template": "tvlens.templates",
     "Prompts": "tvlens.prompts",
     "build_prompts": "tvlens.prompts",
     "TaskVector": "tvlens.vectors",

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tvlens._errors import unknown
+from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, FirstToken, Request, run
 from tvlens.intervals import wilson
-from tvlens.prompts import Prompts, TokenBatch
+from tvlens.prompts import Prompts
 from tvlens.sites import check_layer
 from tvlens.vectors import TaskVector
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tvlens.encoding import TokenBatch
 from tvlens.engine.request import Edit, Output, Read, Request
 from tvlens.models.runner import Runner
-from tvlens.prompts import TokenBatch
 from tvlens.sites import hook_name
 
 

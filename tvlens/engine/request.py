@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tvlens._errors import unknown
-from tvlens.prompts import TokenBatch
+from tvlens.encoding import TokenBatch
 from tvlens.sites import SITES
 
 MODES = ("replace", "add")

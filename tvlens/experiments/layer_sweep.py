@@ -25,10 +25,11 @@ from tvlens.extraction import average, dummy_requests
 from tvlens.intervals import accuracy
 from tvlens.models import facts, load_model
 from tvlens.models.runner import runner
-from tvlens.prompts import SPLITS, Prompts, Template, build_prompts
+from tvlens.prompts import SPLITS, Prompts, build_prompts
 from tvlens.provenance import ATTRIBUTE, collect, encode
 from tvlens.results import Result
 from tvlens.tasks import Task, load_task
+from tvlens.templates import Template
 from tvlens.vectors import TaskVector
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ class LayerSweep(Result):
             "depth": float(self.data["depth"].sel(layer=layer)),
             "n_layers": made["n_layers"],
             "n_test": int((self.data["split"] == "test").sum()),
+            "one_token_share": made["one_token_share"],
+            "ambiguous_share": made["ambiguous_share"],
             "seconds": made["seconds"],
         }
 

@@ -1,0 +1,227 @@
+"""What is written for people: notebooks, pages, examples and papers, run or checked as they stand."""
+
+import ast
+import doctest
+import importlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import pytest
+
+import tvlens as tv
+from tvlens.testing import tiny_model
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAPERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a Markdown page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+
+
+@pytest.fixture(autouse=True)
+def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an example registers, no other test sees."""
+    from tvlens import experiments, results, tasks
+
+    for module, name in ((tasks, "_registered"), (results, "_KINDS"), (experiments, "_REGISTRY")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+
+
+# Examples in docstrings
+
+
+def _examples() -> Iterator[Any]:
+    # Read from the source: shape checking wraps functions, and doctest does not look behind that.
+    for path in sorted((ROOT / "tvlens").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node) or ""
+                if ">>>" in text:
+                    name = f"{module}.{getattr(node, 'name', '')}"
+                    yield pytest.param(module, text, id=name)
+
+
+EXAMPLES = list(_examples())
+
+
+@pytest.mark.parametrize(("module", "text"), EXAMPLES)
+def test_example_of_a_docstring(module: str, text: str) -> None:
+    scope = dict(vars(importlib.import_module(module)))
+    test = doctest.DocTestParser().get_doctest(text, scope, module, None, None)
+    said: list[str] = []
+    found = doctest.DocTestRunner().run(test, out=said.append)
+    assert found.failed == 0, "".join(said)
+
+
+def test_there_are_many_examples() -> None:
+    assert len(EXAMPLES) >= 40
+
+
+# Notebooks
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_short_clean_and_claims_nothing_untested(path: Path) -> None:
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(notebook.cells) <= 40
+    assert notebook.cells[0].source.splitlines()[0].endswith("?")
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert not any(re.search(r"^\s*(def|class) ", cell.source, re.M) for cell in code)
+    assert sum("assert " in cell.source for cell in code) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path: Path, smollm2: Any, tmp_path: Path) -> None:
+    from nbclient import NotebookClient
+
+    place = {"metadata": {"path": str(tmp_path)}}
+    notebook = nbformat.read(path, 4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
+    shown = [o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", [])]
+    assert sum("application/vnd.plotly.v1+json" in data for data in shown) >= 2
+
+
+# Pages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_code_of_a_page_runs(
+    page: str, smollm2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = blocks(ROOT / page, "python")
+    assert code
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for block in code:
+        exec(compile(block, page, "exec"), scope)
+
+
+def test_task_files_of_the_how_to_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = DOCS / "howto" / "new_task.md"
+    monkeypatch.chdir(tmp_path)
+    short, long = blocks(page, "json")
+    Path("opposites.json").write_text(short, "utf-8")
+    Path("opposites.csv").write_text(blocks(page, "text")[0], "utf-8")
+    Path("long.json").write_text(long, "utf-8")
+    from_json, from_csv = tv.Task.from_file("opposites.json"), tv.Task.from_file("opposites.csv")
+    assert from_json.pairs == from_csv.pairs and from_json.answers["hot"] == ("cold", "cool")
+    assert tv.Task.from_file("long.json").licence == json.loads(long)["licence"]
+    from_file, from_python = blocks(page, "python")
+    assert "layer_sweep" in from_file
+    exec(from_python, {"tv": tv})
+    assert tv.load_task("vowel").majority() == ("no", pytest.approx(0.81, abs=0.005))
+
+
+@pytest.fixture
+def shots_curve() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("shots_curve", DOCS / "howto" / "shots_curve.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_experiment_of_the_how_to_works(shots_curve: ModuleType, tmp_path: Path) -> None:
+    model, task = tiny_model(), tv.load_task("to_upper")
+    curve = shots_curve.shots_curve(model, "to_upper", n_test=8, seed=3)
+    for k in (0, 5):
+        made = tv.build_prompts(task, model, shots=k, n=8, split="test", seed=3)
+        here = curve.data["regular"].sel(shots=k).values
+        assert here.tolist() == tv.score(model, made).correct.tolist()
+    again = tv.load(curve.save(tmp_path / "shots.nc"))
+    assert isinstance(again, shots_curve.ShotsCurve) and again.finding() == curve.finding()
+    page = tv.report([curve], tmp_path / "shots.html").read_text("utf-8")
+    assert curve.finding() in page and "hendel" in curve.cite().lower()
+
+
+def test_experiment_of_the_how_to_runs_from_the_terminal(
+    shots_curve: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from tvlens import cli, models
+
+    monkeypatch.setattr(models, "load_model", lambda name: tiny_model())
+    asked = ["run", "shots_curve", "--tasks", "to_upper,gerund", "--n-test", "4"]
+    done = CliRunner().invoke(cli.app, [*asked, "--out", str(tmp_path / "shots")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "shots" / "report.html").is_file()
+    assert "to_upper" in done.output and "gerund" in done.output
+
+
+@pytest.mark.slow
+def test_documents_build_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html")],
+        # The tour has a test of its own.
+        env={**os.environ, "TVLENS_DOCS_TOUR": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    from sphinx.util.inventory import InventoryFile
+
+    with (tmp_path / "html" / "objects.inv").open("rb") as file:
+        inventory = InventoryFile.load(file, "", lambda base, target: target)
+    known = {name for kind in inventory if kind.startswith("py:") for name in inventory[kind]}
+    missing = {f"tvlens.{name}" for name in tv.__all__ if name != "__version__"} - known
+    assert not missing, f"no page of the reference has {sorted(missing)}"
+    assert "country_capital" in (tmp_path / "html" / "tasks.html").read_text("utf-8")
+
+
+def test_environment_variables_are_real() -> None:
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "tvlens").rglob("*.py"))
+    pages = [*DOCS.glob("*.md"), *DOCS.glob("*/*.md"), *PAPERS]
+    named = {v for page in pages for v in re.findall(r"TVLENS_[A-Z_]+", page.read_text("utf-8"))}
+    assert named and all(variable in code for variable in named), named
+
+
+# Papers
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_links_of_a_paper_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text("utf-8")):
+        assert target.startswith(("http", "mailto:")) or (ROOT / target).exists(), target
+
+
+def test_version_and_authors_agree() -> None:
+    import tomllib
+
+    import yaml
+
+    cite = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    preferred = cite["preferred-citation"]
+    assert cite["cff-version"] == "1.2.0" and cite["message"]
+    assert cite["version"] == preferred["version"] == tv.__version__
+    assert cite["authors"] == preferred["authors"] == project["authors"]
+    assert preferred["title"] in " ".join(tv.cite("tvlens").split())
+    assert f"## [{tv.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_contributing_is_short() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text("utf-8").splitlines()) <= 50

@@ -1,0 +1,239 @@
+"""From text to tokens, and which tokens count as an answer.
+
+Batches are padded on the left and say what every token is for. Answers are judged by their first token, as
+paper A does, so this is also the place that knows where one token is not enough: an answer of several
+tokens, two answers that begin alike, a tokenizer that keeps the space apart from its word.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tvlens.tasks import Task
+from tvlens.templates import Role, Template
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Prompts of mixed lengths as one left-padded batch.
+
+    Attributes:
+        text: The prompts, without any BOS.
+        tokens: Token ids; pads on the left.
+        mask: True where a token is real.
+        roles: A `Role` for every token.
+    """
+
+    text: tuple[str, ...]
+    tokens: Int[Tensor, "prompt position"]
+    mask: Bool[Tensor, "prompt position"]
+    roles: Int[Tensor, "prompt position"]
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @property
+    def lengths(self) -> Int[Tensor, " prompt"]:
+        """Number of real tokens of each prompt."""
+        return self.mask.sum(dim=1)
+
+    def rows(self, rows: slice) -> "TokenBatch":
+        """Take a range of prompts, with no more padding than they need."""
+        keep = self.mask[rows].any(dim=0)
+        return TokenBatch(
+            self.text[rows],
+            self.tokens[rows][:, keep],
+            self.mask[rows][:, keep],
+            self.roles[rows][:, keep],
+        )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer with its BOS rule and context length made explicit.
+
+    Attributes:
+        tokenizer: A fast Hugging Face tokenizer.
+        bos: The id put before every prompt, or None.
+        n_ctx: The longest prompt the model takes, in tokens; None if unknown.
+    """
+
+    tokenizer: Any
+    bos: int | None
+    n_ctx: int | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> "Encoder":
+        """Take the tokenizer of a model, or a bare tokenizer, which then decides on BOS itself."""
+        tokenizer = getattr(model, "tokenizer", None)
+        if hasattr(model, "cfg") and tokenizer is not None:
+            from tvlens.models import facts
+
+            known = facts(model)
+            return cls(
+                tokenizer, tokenizer.bos_token_id if known.prepend_bos else None, known.n_ctx
+            )
+        if hasattr(model, "cfg"):
+            raise ValueError(
+                "this model has no tokenizer, so no prompts can be built for it. "
+                "Load it with load_model(model, tokenizer=...)."
+            )
+        bos = model.bos_token_id
+        adds = bos is not None and model("x")["input_ids"][:1] == [bos]
+        return cls(model, bos if adds else None)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, with neither BOS nor EOS."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def batch(self, prompts: Sequence[list[tuple[str, Role]]]) -> TokenBatch:
+        """Tokenise prompts given as pieces with roles, and pad them on the left."""
+        text = tuple("".join(piece for piece, _ in pieces) for pieces in prompts)
+        coded = [self._with_roles(pieces) for pieces in prompts]
+        width = max(len(ids) for ids, _ in coded)
+        if self.n_ctx is not None and width > self.n_ctx:
+            longest = max(range(len(coded)), key=lambda i: len(coded[i][0]))
+            raise ValueError(
+                f"a prompt has {width} tokens, but the model's context is {self.n_ctx}. "
+                f"Use fewer shots or shorter items; it begins {text[longest][:60]!r}."
+            )
+        pad = self.tokenizer.pad_token_id or 0
+        tokens = torch.full((len(coded), width), pad, dtype=torch.long)
+        roles = torch.full((len(coded), width), int(Role.PAD), dtype=torch.long)
+        for row, (ids, role) in enumerate(coded):
+            tokens[row, width - len(ids) :] = torch.tensor(ids)
+            roles[row, width - len(ids) :] = torch.tensor(role)
+        return TokenBatch(text, tokens, roles != int(Role.PAD), roles)
+
+    def _with_roles(self, pieces: list[tuple[str, Role]]) -> tuple[list[int], list[int]]:
+        """Tokenise one prompt; a token has the role of its first character that is no white space."""
+        text = "".join(piece for piece, _ in pieces)
+        by_char = [int(role) for piece, role in pieces for _ in piece]
+        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        roles = []
+        for start, end in coded["offset_mapping"]:
+            solid = next((i for i in range(start, end) if not text[i].isspace()), start)
+            roles.append(by_char[min(solid, len(by_char) - 1)])
+        ids = list(coded["input_ids"])
+        if not ids:
+            raise ValueError(f"the prompt {text!r} has no tokens.")
+        roles[-1] = int(Role.LAST)
+        if self.bos is not None:
+            return [self.bos, *ids], [int(Role.BOS), *roles]
+        return ids, roles
+
+    def continuation(self, prompt: str, answer: str) -> list[int]:
+        """Token ids that an answer adds to a prompt, as the tokenizer writes them there.
+
+        Where the tokenizer would join the prompt's end with the answer's start, so that no clean boundary
+        exists, the answer is tokenised by itself.
+        """
+        head, whole = self.ids(prompt), self.ids(prompt + answer)
+        return whole[len(head) :] if whole[: len(head)] == head else self.ids(answer)
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """What first-token scoring can and cannot tell apart in one task.
+
+    Attributes:
+        ids: For each input, the tokens that count as right, the canonical answer's first. A whole answer
+            in one token counts with and without its leading space, as paper A strips white space.
+        one_token: Inputs whose canonical answer is a single token.
+        ambiguous_share: Share of inputs whose canonical first token also begins a different answer.
+        ambiguous: Those first tokens, with the answers they begin.
+        constant: The one token that, said to every input, would be right most often.
+    """
+
+    ids: dict[str, tuple[int, ...]]
+    one_token: tuple[str, ...]
+    ambiguous_share: float
+    ambiguous: dict[str, list[str]]
+    constant: int
+
+
+def first_tokens(task: Task, template: Template, encoder: Encoder, *, space: bool) -> FirstTokens:
+    """Find the tokens that count as right, and report where one token is not enough to tell.
+
+    Args:
+        task: The task.
+        template: Decides what stands before the answer.
+        encoder: The tokenizer.
+        space: Whether answers are written with a leading space.
+
+    Returns:
+        The accepted first tokens of every input, and how ambiguous they are.
+
+    Example:
+        >>> from tvlens.testing import tiny_model
+        >>> import tvlens as tv
+        >>> encoder = Encoder.of(tiny_model())
+        >>> len(first_tokens(tv.load_task("to_upper"), Template(), encoder, space=False).one_token)
+        26
+    """
+    prompt, lead = template.query(task.inputs[0], space=space)
+    other = "" if lead else " "
+
+    @cache
+    def tokens(written: str) -> list[int]:
+        return encoder.continuation(prompt, written)
+
+    def accepted(answer: str) -> list[int]:
+        # The other spacing counts where it is the whole answer in one token; a first piece of it would
+        # be a letter or two, and right for almost anything.
+        other_way = tokens(other + answer)
+        return [tokens(lead + answer)[0], *(other_way if len(other_way) == 1 else [])]
+
+    ids = {
+        x: tuple(dict.fromkeys(i for a in task.answers[x] for i in accepted(a)))
+        for x in task.inputs
+    }
+    canonical = {x: tokens(lead + y) for x, y in task.pairs}
+    begins: dict[int, dict[str, None]] = {}
+    for x, y in task.pairs:
+        begins.setdefault(canonical[x][0], {})[y] = None
+    shared = {first: list(answers) for first, answers in begins.items() if len(answers) > 1}
+    return FirstTokens(
+        ids=ids,
+        one_token=tuple(x for x in task.inputs if len(canonical[x]) == 1),
+        ambiguous_share=sum(t[0] in shared for t in canonical.values()) / len(task),
+        ambiguous={encoder.tokenizer.decode([f]): answers for f, answers in shared.items()},
+        constant=Counter(i for those in ids.values() for i in those).most_common(1)[0][0],
+    )
+
+
+def uses_space(task: Task, template: Template, encoder: Encoder) -> bool:
+    """Decide whether words get a leading space, as paper A's code does.
+
+    Args:
+        task: The task; letters and lists never get one.
+        template: Its spacing rule, and what stands before the answer.
+        encoder: The tokenizer.
+
+    Returns:
+        True where a space is written.
+
+    Example:
+        >>> from tvlens.testing import tiny_model
+        >>> import tvlens as tv
+        >>> uses_space(tv.load_task("to_upper"), Template(), Encoder.of(tiny_model()))
+        False
+    """
+    if template.spacing != "auto":
+        return template.spacing == "always"
+    if not task.spaced:
+        return False
+    one_token = {}
+    for space in (False, True):
+        prompt, lead = template.query(task.inputs[0], space=space)
+        written = [encoder.continuation(prompt, lead + y) for _, y in task.pairs]
+        one_token[space] = sum(len(tokens) == 1 for tokens in written)
+    if one_token[True] == 0:
+        return False  # this tokenizer keeps a space apart from its word
+    return one_token[True] >= 0.7 * one_token[False]
