@@ -15,7 +15,6 @@ demo: $(VENV)/.run  ## Find a real model's task vectors; writes tvlens-demo/repo
 	$(BIN)/tvlens demo
 
 test: lint  ## Lint, type check, all tests, coverage
-	$(BIN)/tvlens models > /dev/null
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
 
 fast: lint  ## Lint, type check, tests without real models
@@ -31,15 +30,21 @@ docs: $(VENV)/.dev  ## Build the documents, warnings as errors
 
 # One stamp file a kind of environment: a second run installs nothing and needs no network.
 $(VENV)/.run: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tvlens needs Python >= 3.11; set PYTHON=")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tvlens needs Python >= 3.11: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing tvlens into $(VENV); the first time takes two or three minutes ..."
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+# pip before 25.1 knows no dependency groups, and a fresh environment may hold such a pip.
+GROUPS_OF = import tomllib; \
+  groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
+  print(*map(repr, groups["lint"] + groups["test"]))
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) install --constraint constraints.txt --editable '.[docs]' $(shell $(PYTHON) -c \
-	  'import tomllib; g = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; print(*(repr(r) for r in g["lint"] + g["test"]))')
-	touch $@
+	@echo "Installing what the tests need ..."
+	@$(PIP) install --constraint constraints.txt --editable '.[docs]' $(shell $(PYTHON) -c '$(GROUPS_OF)')
+	@touch $@
 
 clean:  ## Remove the environment and what the commands wrote
 	rm -rf $(VENV) tvlens-demo docs/_build
