@@ -73,3 +73,12 @@ napoleon_use_ivar = True
 napoleon_attr_annotations = False
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
+
+
+def setup(app):
+    """Sphinx cannot read the default of a dataclass field that is made by a function."""
+
+    def readable(app, what, name, obj, options, signature, returns):
+        return signature and signature.replace("<factory>", "..."), returns
+
+    app.connect("autodoc-process-signature", readable)

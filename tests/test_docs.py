@@ -1,15 +1,11 @@
 """What is written for people: notebooks, pages, examples and papers, run or checked as they stand."""
 
-import ast
-import doctest
-import importlib
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,37 +34,6 @@ def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in ((tasks, "_registered"), (results, "_KINDS"), (experiments, "_REGISTRY")):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
-
-
-# Examples in docstrings
-
-
-def _examples() -> Iterator[Any]:
-    # Read from the source: shape checking wraps functions, and doctest does not look behind that.
-    for path in sorted((ROOT / "tvlens").rglob("*.py")):
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                text = ast.get_docstring(node) or ""
-                if ">>>" in text:
-                    name = f"{module}.{getattr(node, 'name', '')}"
-                    yield pytest.param(module, text, id=name)
-
-
-EXAMPLES = list(_examples())
-
-
-@pytest.mark.parametrize(("module", "text"), EXAMPLES)
-def test_example_of_a_docstring(module: str, text: str) -> None:
-    scope = dict(vars(importlib.import_module(module)))
-    test = doctest.DocTestParser().get_doctest(text, scope, module, None, None)
-    said: list[str] = []
-    found = doctest.DocTestRunner().run(test, out=said.append)
-    assert found.failed == 0, "".join(said)
-
-
-def test_there_are_many_examples() -> None:
-    assert len(EXAMPLES) >= 40
 
 
 # Notebooks

@@ -1,6 +1,6 @@
-"""How many demonstrations does a task need? Accuracy on the same queries, by the number of shots."""
+"""How many demonstrations does a task need? The same queries, by the number of shots."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import plotly.graph_objects as go
 import xarray as xr
@@ -17,7 +17,7 @@ class ShotsCurve(tv.Result):
 
     kind = "shots_curve"
     references = ("hendel2023context",)
-    variables = {"split": ("prompt",), "regular": ("prompt", "shots")}
+    variables: ClassVar = {"split": ("prompt",), "regular": ("prompt", "shots")}
     title = property(lambda self: f"Shots: {self.provenance['task']}")
 
     def finding(self) -> str:
@@ -41,11 +41,11 @@ def shots_curve(model: Any, task: Any, *, n_test=50, seed=0, progress=True) -> S
     """Score the same queries with 0 to 5 demonstrations."""
     task = tv.load_task(task) if isinstance(task, str) else task
     shots = range(6)
-    made = [
-        tv.build_prompts(task, model, shots=k, n=n_test, split="test", seed=seed) for k in shots
-    ]
+    same = {"n": n_test, "split": "test", "seed": seed}
+    made = [tv.build_prompts(task, model, shots=k, **same) for k in shots]
     right = [tv.score(model, prompts).correct.cpu().numpy() for prompts in made]
-    note = collect(kind="shots_curve", task=task.name, model=tv.facts(model).name, seed=seed)
+    name = tv.facts(model).name
+    note = collect(kind="shots_curve", task=task.name, model=name, **same)
     coords = {"shots": list(shots), "split": ("prompt", ["test"] * n_test)}
     data = xr.Dataset({"regular": (("shots", "prompt"), right)}, coords=coords)
     return ShotsCurve(data.assign_attrs({ATTRIBUTE: encode(note)}))
