@@ -7,9 +7,36 @@ every tensor signature of the library is checked at run time, by jaxtyping and b
 
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    # What editors and type checkers see; at run time the same names load on first use, below.
+    from tvlens import experiments as experiments
+    from tvlens import models as models
+    from tvlens import plots as plots
+    from tvlens import tasks as tasks
+    from tvlens.citations import cite as cite
+    from tvlens.experiments.layer_sweep import LayerSweep as LayerSweep
+    from tvlens.experiments.layer_sweep import layer_sweep as layer_sweep
+    from tvlens.extraction import extract as extract
+    from tvlens.injection import inject as inject
+    from tvlens.models import facts as facts
+    from tvlens.models import list_models as list_models
+    from tvlens.models import load_model as load_model
+    from tvlens.prompts import Prompts as Prompts
+    from tvlens.prompts import build_prompts as build_prompts
+    from tvlens.reports import report as report
+    from tvlens.results import Result as Result
+    from tvlens.results import load as load
+    from tvlens.scoring import score as score
+    from tvlens.tasks import Task as Task
+    from tvlens.tasks import list_tasks as list_tasks
+    from tvlens.tasks import load_task as load_task
+    from tvlens.tasks import register_task as register_task
+    from tvlens.templates import Template as Template
+    from tvlens.vectors import TaskVector as TaskVector
 
 _HOME = {
     "load_model": "tvlens.models",
@@ -38,14 +65,19 @@ __all__ = ["__version__"]
 __all__ += sorted(_HOME)
 
 
+_MODULES = ("experiments", "models", "plots", "tasks")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"tvlens.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'tvlens' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_MODULES})
 
 
 if os.environ.get("TVLENS_CHECK_SHAPES", "0") not in ("", "0"):

@@ -71,7 +71,7 @@ def demo(
         f"{len(DEMO_TASKS)} tasks on [bold]{escape(model)}[/bold]."
     )
     settings = {"n_dev": n_dev, "n_test": n_test, "seed": seed}
-    results = _run_all("layer_sweep", model, DEMO_TASKS, settings, console)
+    results = _run_all("layer_sweep", model, _tasks(",".join(DEMO_TASKS)), settings, console, out)
     report = _write(results, out, title=f"Task vectors in {model}")
     Console().print(_table([result.summary() for result in results]))
     console.print(
@@ -105,7 +105,7 @@ def run(
         "seed": seed,
         "template": template,
     }
-    results = _run_all(name, model, _tasks(tasks), settings, console)
+    results = _run_all(name, model, _tasks(tasks), settings, console, out)
     summaries = [result.summary() for result in results]
     if out is not None:
         report = _write(results, out, title=f"{name} on {model}")
@@ -140,6 +140,8 @@ def list_models_command(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line; what the user can mend is said in one line, without a traceback."""
+    # Threads that wait by spinning are many times slower where other processes share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("transformers", "transformer_lens", "httpx", "huggingface_hub"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -154,12 +156,12 @@ def main() -> None:
         sys.exit(1)
 
 
-def _tasks(asked: str) -> "list[str | Task]":
+def _tasks(asked: str) -> "list[Task]":
     """Resolve ``all``, names with commas, or a file."""
     from tvlens.tasks import PAPER_TASKS, Task, load_task
 
     if asked == "all":
-        return list(PAPER_TASKS)
+        asked = ",".join(PAPER_TASKS)
     if Path(asked).suffix in (".json", ".csv") or Path(asked).is_file():
         return [Task.from_file(asked)]
     return [load_task(name.strip()) for name in asked.split(",") if name.strip()]
@@ -168,11 +170,12 @@ def _tasks(asked: str) -> "list[str | Task]":
 def _run_all(
     name: str,
     model_name: str,
-    tasks: "Sequence[str | Task]",
+    tasks: "Sequence[Task]",
     settings: dict[str, Any],
     console: Console,
+    out: Path | None = None,
 ) -> "list[Result]":
-    """Load the model once and run an experiment task by task."""
+    """Load the model once and run an experiment task by task; each result is saved as it comes."""
     from tvlens import experiments
     from tvlens.models import facts, load_model
 
@@ -192,6 +195,8 @@ def _run_all(
         result = function(model, task, progress=not console.quiet, **settings)
         console.print(f"[dim]{escape(result.title)}:[/dim] {escape(result.finding())}")
         results.append(result)
+        if out is not None:
+            _save(result, out)
     return results
 
 
@@ -203,17 +208,20 @@ def _accepted(function: Callable[..., Any], settings: dict[str, Any], name: str)
     return {key: value for key, value in settings.items() if key in known}
 
 
+def _save(result: "Result", out: Path) -> None:
+    """Write a result, and its task vector if it has one."""
+    out.mkdir(parents=True, exist_ok=True)
+    stem = f"{result.kind}-{result.provenance['task']}"
+    result.save(out / f"{stem}.nc")
+    vector = getattr(result, "vector", None)
+    if vector is not None:
+        vector.save(out / f"{stem}.safetensors")
+
+
 def _write(results: "Sequence[Result]", out: Path, *, title: str) -> Path:
-    """Write each result, its vectors, a summary and the report."""
+    """Write the summary and the report of saved results."""
     from tvlens.reports import report
 
-    out.mkdir(parents=True, exist_ok=True)
-    for result in results:
-        stem = f"{result.kind}-{result.provenance['task']}"
-        result.save(out / f"{stem}.nc")
-        vector = getattr(result, "vector", None)
-        if vector is not None:
-            vector.save(out / f"{stem}.safetensors")
     summary = json.dumps(
         [r.summary() for r in results], indent=1, ensure_ascii=False, allow_nan=False
     )

@@ -1,7 +1,7 @@
 """From text to tokens, and which tokens count as an answer.
 
 Batches are padded on the left and say what every token is for. Answers are judged by their first token, as
-paper A does, so this is also the place that knows where one token is not enough: an answer of several
+Hendel et al. do, so this is also the place that knows where one token is not enough: an answer of several
 tokens, two answers that begin alike, a tokenizer that keeps the space apart from its word.
 """
 
@@ -144,7 +144,7 @@ class FirstTokens:
 
     Attributes:
         ids: For each input, the tokens that count as right, the canonical answer's first. A whole answer
-            in one token counts with and without its leading space, as paper A strips white space.
+            in one token counts with and without its leading space, as the paper strips white space.
         one_token: Inputs whose canonical answer is a single token.
         ambiguous_share: Share of inputs whose canonical first token also begins a different answer.
         ambiguous: Those first tokens, with the answers they begin.
@@ -209,7 +209,7 @@ def first_tokens(task: Task, template: Template, encoder: Encoder, *, space: boo
 
 
 def uses_space(task: Task, template: Template, encoder: Encoder) -> bool:
-    """Decide whether words get a leading space, as paper A's code does.
+    """Decide whether words get a leading space, as the code of Hendel et al. does.
 
     Args:
         task: The task; letters and lists never get one.

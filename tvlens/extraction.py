@@ -24,7 +24,7 @@ def extract(
     layers: Sequence[int] | None = None,
     position: int = -1,
 ) -> TaskVector:
-    """Read theta(S) of every prompt's demonstrations, as paper A does.
+    """Read theta(S) of every prompt's demonstrations, as Hendel et al. do.
 
     Args:
         model: A TransformerLens model.

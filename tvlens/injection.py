@@ -28,14 +28,15 @@ def inject(
     """Steer everything that runs inside the ``with`` block.
 
     While text is generated with a key-value cache, the vector goes into the prompt and not into every new
-    token, which would make each of them the last token once more.
+    token, which would make each of them the last token once more: it steers the first new token, and the
+    rest follow from that.
 
     Args:
         model: A TransformerLens model.
         vector: What to inject. With one set of demonstrations it goes into every row; with several, row i
             gets vector i, and batches must have exactly as many rows.
         layer: Where; negative counts from the last layer.
-        mode: ``"replace"`` as in paper A, or ``"add"``.
+        mode: ``"replace"`` as in Hendel et al., or ``"add"``.
         scale: Factor on the vector.
         position: Token position in each row; with left-padded rows, -1 is the last token of all of them.
 

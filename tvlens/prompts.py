@@ -89,9 +89,9 @@ def build_prompts(
             demonstrations.
         n_dummy: Dummy queries a prompt.
         template: A Template, a built-in name, or a text with ``{x}`` and ``{y}``.
-        answers: Which items are used. ``"one_token"``: those whose answer is a single token, as paper A
-            does for words; ``"any"``: all, judged by the answer's first token, which some tasks share with
-            the query itself; ``"auto"``: one_token where that leaves two thirds of the items, else any.
+        answers: Which items are used. ``"one_token"``: those whose answer is a single token, as
+            Hendel et al. do for words; ``"any"``: all, judged by the answer's first token, which may also
+            be the query's; ``"auto"``: one_token where that leaves two thirds of the items, else any.
         split: ``"dev"`` or ``"test"``.
         seed: Decides the split, the queries, the demonstrations and the dummy queries.
 

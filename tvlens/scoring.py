@@ -1,4 +1,4 @@
-"""Score answers by their first token, prompt by prompt, as paper A does.
+"""Score answers by their first token, prompt by prompt, as Hendel et al. do.
 
 A prediction is right when it is the first token of an accepted answer. Outcomes are kept for every prompt,
 so that intervals and paired tests need no second run.

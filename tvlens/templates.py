@@ -31,7 +31,7 @@ class Template:
     Attributes:
         demo: Text with one ``{x}`` and, after it, one ``{y}``.
         spacing: Whether inputs and outputs get a leading space where the template has none. ``"auto"``
-            follows paper A: a space for natural-language tasks, where that leaves at least 70 % as many
+            follows Hendel et al.: a space for natural-language tasks, where that leaves at least 70 % as many
             one-token answers as writing no space.
 
     Example:

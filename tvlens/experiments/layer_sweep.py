@@ -1,4 +1,4 @@
-"""The main experiment of paper A: at which layer can one vector stand in for the demonstrations?
+"""The main experiment of Hendel et al.: at which layer can one vector stand in for the demonstrations?
 
 For each layer, theta(S) replaces the residual stream at the last token of a prompt with no
 demonstrations, and the answer is marked. Three accuracies frame the result: *regular* (demonstrations in
@@ -33,6 +33,7 @@ from tvlens.templates import Template
 from tvlens.vectors import TaskVector
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
 RANKS = 10  # tokens kept of theta's vocabulary projection at each layer
@@ -104,30 +105,43 @@ class LayerSweep(Result):
             f"{s['majority']:.2f}, query-blind {s['query_blind']:.2f}, random vector {s['control']:.2f}."
         )
 
+    def rates(self) -> "pd.DataFrame":
+        """Accuracy on test queries with its 95 % interval, for the three runs and the three floors."""
+        import pandas as pd
+
+        best, last = {"layer": self.best_layer}, {"layer": int(self.data["layer"][-1])}
+        found = {
+            name: accuracy(self.data, variable).sel(where)
+            for name, variable, where in (
+                ("regular", "regular", {}),
+                ("hypothesis", "hypothesis", best),
+                ("baseline", "baseline", {}),
+                ("majority", "majority", {}),
+                ("query_blind", "hypothesis", last),
+                ("control", "control", best),
+            )
+        }
+        rows = {
+            name: [float(rate[part]) for part in ("accuracy", "low", "high")]
+            for name, rate in found.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high"])
+
     def summary(self) -> dict[str, Any]:
         """Accuracies on test queries with their intervals, the floors, the layer, and the time taken."""
         made, layer = self.provenance, self.best_layer
-        last = int(self.data["layer"][-1])
-        rates: dict[str, Any] = {}
-        for name, variable, at in (
-            ("baseline", "baseline", None),
-            ("hypothesis", "hypothesis", layer),
-            ("regular", "regular", None),
-            ("majority", "majority", None),
-            ("query_blind", "hypothesis", last),
-            ("control", "control", layer),
-        ):
-            found = accuracy(self.data, variable)
-            found = found if at is None else found.sel(layer=at)
-            rates[name] = float(found["accuracy"])
-            rates[f"{name}_low"], rates[f"{name}_high"] = float(found["low"]), float(found["high"])
-        regular = rates["regular"]
+        rates = self.rates().to_dict(orient="index")
+        flat = {
+            f"{name}{ending}": rate[part]
+            for name, rate in rates.items()
+            for part, ending in (("accuracy", ""), ("low", "_low"), ("high", "_high"))
+        }
         return {
             "task": made["task"],
             "family": made["family"],
             "model": made["model"],
-            **rates,
-            "ratio": rates["hypothesis"] / regular if regular else None,
+            **flat,
+            "ratio": flat["hypothesis"] / flat["regular"] if flat["regular"] else None,
             "layer": layer,
             "depth": float(self.data["depth"].sel(layer=layer)),
             "n_layers": made["n_layers"],

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from tvlens._typing import Model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelFacts:
     """What tvlens knows about a model.
 
@@ -47,6 +47,10 @@ class ModelFacts:
     device: str
     weights_sha256: str | None
     transformer_lens: str
+
+    def __repr__(self) -> str:
+        lines = (f"  {name}: {value!r}" for name, value in self.to_dict().items())
+        return "\n".join(("ModelFacts", *lines))
 
     def to_dict(self) -> dict[str, str | int | bool | None]:
         """Give the facts as plain values, ready for JSON."""

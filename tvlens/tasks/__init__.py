@@ -1,4 +1,4 @@
-"""The tasks: 18 of paper A, 9 more, and yours.
+"""The tasks: 18 of Hendel et al. (2023), 9 more, and yours.
 
 A built-in task is either generated (`tvlens.tasks.algorithmic`) or one JSON file in
 ``tvlens/tasks/data``; a new file there is a new task. A file that names a ``reverse`` gives two: a
