@@ -52,6 +52,16 @@ def test_every_public_name_resolves() -> None:
         tvlens.nonsense  # noqa: B018
 
 
+def test_editors_see_the_names_that_load_lazily() -> None:
+    import tvlens
+
+    source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    lines = re.findall(r"^    from (\S+) import (\w+) as \2$", source, re.M)
+    seen = {name: home for home, name in lines}
+    assert {n: h for n, h in seen.items() if h != "tvlens"} == tvlens._HOME
+    assert tuple(n for n, h in seen.items() if h == "tvlens") == tvlens._MODULES
+
+
 # A module may import from its own rank and from lower ones.
 RANKS = [
     {"_errors", "_typing", "_files", "provenance", "intervals"},

@@ -61,8 +61,7 @@ _HOME = {
     "cite": "tvlens.citations",
 }
 
-__all__ = ["__version__"]
-__all__ += sorted(_HOME)
+__all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore
 
 
 _MODULES = ("experiments", "models", "plots", "tasks")
