@@ -121,6 +121,11 @@ def test_scores_have_an_interval() -> None:
     scores = tv.score(model, prompts(model, n=10))
     low, high = scores.interval()
     assert 0 <= low <= scores.accuracy <= high <= 1
+    assert scores.text[0] == model.tokenizer.decode([int(scores.predicted[0])])
+    few = tv.build_prompts(tv.load_task("to_upper"), tiny.model("gpt2"), n=26)
+    many = tv.build_prompts(tv.load_task("to_upper"), tiny.model("gpt2"), n=130)
+    one, other = (tv.score(tiny.model("gpt2"), p, view="zero_shot") for p in (few, many))
+    assert one.interval() == pytest.approx(other.interval(), abs=1e-6)  # the same 13 queries
 
 
 def test_says_what_is_wrong() -> None:

@@ -41,6 +41,7 @@ Shots = Annotated[int, typer.Option(min=0, help="Demonstrations a prompt.")]
 NDev = Annotated[int, typer.Option(min=1, help="Prompts on which the layer is chosen.")]
 NTest = Annotated[int, typer.Option(min=1, help="Prompts on which accuracies are reported.")]
 Seed = Annotated[int, typer.Option(help="Decides prompts, splits and random vectors.")]
+Answers = Annotated[str, typer.Option(help="auto, one_token or any: which items are used.")]
 Style = Annotated[str, typer.Option(help="example, arrow, qa, or a text with {x} and {y}.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -93,6 +94,7 @@ def run(
     n_test: NTest = 50,
     seed: Seed = 0,
     template: Style = "example",
+    answers: Answers = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for results and report.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -104,6 +106,7 @@ def run(
         "n_test": n_test,
         "seed": seed,
         "template": template,
+        "answers": answers,
     }
     results = _run_all(name, model, _tasks(tasks), settings, console, out)
     summaries = [result.summary() for result in results]
@@ -164,7 +167,10 @@ def _tasks(asked: str) -> "list[Task]":
         asked = ",".join(PAPER_TASKS)
     if Path(asked).suffix in (".json", ".csv") or Path(asked).is_file():
         return [Task.from_file(asked)]
-    return [load_task(name.strip()) for name in asked.split(",") if name.strip()]
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"--tasks takes all, names with commas, or a file; {asked!r} arrived.")
+    return [load_task(name) for name in names]
 
 
 def _run_all(
@@ -179,6 +185,8 @@ def _run_all(
     from tvlens import experiments
     from tvlens.models import facts, load_model
 
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is better known now
     function = experiments.get(name)
     settings = _accepted(function, settings, name)
     with console.status(
@@ -210,7 +218,6 @@ def _accepted(function: Callable[..., Any], settings: dict[str, Any], name: str)
 
 def _save(result: "Result", out: Path) -> None:
     """Write a result, and its task vector if it has one."""
-    out.mkdir(parents=True, exist_ok=True)
     stem = f"{result.kind}-{result.provenance['task']}"
     result.save(out / f"{stem}.nc")
     vector = getattr(result, "vector", None)

@@ -7,7 +7,7 @@ tokens, two answers that begin alike, a tokenizer that keeps the space apart fro
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from tvlens.tasks import Task
 from tvlens.templates import Role, Template
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenBatch:
     """Prompts of mixed lengths as one left-padded batch.
 
@@ -84,6 +84,11 @@ class Encoder:
                 "this model has no tokenizer, so no prompts can be built for it. "
                 "Load it with load_model(model, tokenizer=...)."
             )
+        if not hasattr(model, "bos_token_id"):
+            raise TypeError(
+                f"a TransformerLens model or a tokenizer is needed; {type(model).__name__} arrived. "
+                "Load one with tvlens.load_model('smollm2-135m')."
+            )
         bos = model.bos_token_id
         adds = bos is not None and model("x")["input_ids"][:1] == [bos]
         return cls(model, bos if adds else None)
@@ -128,6 +133,10 @@ class Encoder:
             return [self.bos, *ids], [int(Role.BOS), *roles]
         return ids, roles
 
+    def is_blank(self, token: int) -> bool:
+        """Say whether a token is mere white space."""
+        return not self.tokenizer.decode([token]).strip()
+
     def continuation(self, prompt: str, answer: str) -> list[int]:
         """Token ids that an answer adds to a prompt, as the tokenizer writes them there.
 
@@ -146,6 +155,7 @@ class FirstTokens:
         ids: For each input, the tokens that count as right, the canonical answer's first. A whole answer
             in one token counts with and without its leading space, as the paper strips white space.
         one_token: Inputs whose canonical answer is a single token.
+        blank: Inputs whose canonical answer begins with a token of mere white space, which tells nothing.
         ambiguous_share: Share of inputs whose canonical first token also begins a different answer.
         ambiguous: Those first tokens, with the answers they begin.
         constant: The one token that, said to every input, would be right most often.
@@ -153,19 +163,19 @@ class FirstTokens:
 
     ids: dict[str, tuple[int, ...]]
     one_token: tuple[str, ...]
+    blank: tuple[str, ...]
     ambiguous_share: float
     ambiguous: dict[str, list[str]]
     constant: int
 
 
-def first_tokens(task: Task, template: Template, encoder: Encoder, *, space: bool) -> FirstTokens:
+def first_tokens(task: Task, template: Template, encoder: Encoder) -> FirstTokens:
     """Find the tokens that count as right, and report where one token is not enough to tell.
 
     Args:
         task: The task.
-        template: Decides what stands before the answer.
+        template: What stands before the answer, settled (see `settle`).
         encoder: The tokenizer.
-        space: Whether answers are written with a leading space.
 
     Returns:
         The accepted first tokens of every input, and how ambiguous they are.
@@ -174,26 +184,24 @@ def first_tokens(task: Task, template: Template, encoder: Encoder, *, space: boo
         >>> from tvlens.testing import tiny_model
         >>> import tvlens as tv
         >>> encoder = Encoder.of(tiny_model())
-        >>> len(first_tokens(tv.load_task("to_upper"), Template(), encoder, space=False).one_token)
+        >>> len(first_tokens(tv.load_task("to_upper"), Template(), encoder).one_token)
         26
     """
-    prompt, lead = template.query(task.inputs[0], space=space)
+    prompt, lead = template.query(task.inputs[0])
     other = "" if lead else " "
 
     @cache
     def tokens(written: str) -> list[int]:
         return encoder.continuation(prompt, written)
 
-    def accepted(answer: str) -> list[int]:
-        # The other spacing counts where it is the whole answer in one token; a first piece of it would
-        # be a letter or two, and right for almost anything.
-        other_way = tokens(other + answer)
-        return [tokens(lead + answer)[0], *(other_way if len(other_way) == 1 else [])]
+    def accepted(answers: tuple[str, ...]) -> tuple[int, ...]:
+        # Only the canonical answer may count by its first piece. Of other answers and of the other
+        # spacing that piece is often a letter or two, and right for almost anything.
+        whole = [tokens(space + a) for a in answers for space in (lead, other)]
+        firsts = [tokens(lead + answers[0])[0], *(t[0] for t in whole if len(t) == 1)]
+        return tuple(dict.fromkeys(firsts))
 
-    ids = {
-        x: tuple(dict.fromkeys(i for a in task.answers[x] for i in accepted(a)))
-        for x in task.inputs
-    }
+    ids = {x: accepted(answers) for x, answers in task.answers.items()}
     canonical = {x: tokens(lead + y) for x, y in task.pairs}
     begins: dict[int, dict[str, None]] = {}
     for x, y in task.pairs:
@@ -202,38 +210,40 @@ def first_tokens(task: Task, template: Template, encoder: Encoder, *, space: boo
     return FirstTokens(
         ids=ids,
         one_token=tuple(x for x in task.inputs if len(canonical[x]) == 1),
+        blank=tuple(x for x in task.inputs if encoder.is_blank(canonical[x][0])),
         ambiguous_share=sum(t[0] in shared for t in canonical.values()) / len(task),
         ambiguous={encoder.tokenizer.decode([f]): answers for f, answers in shared.items()},
         constant=Counter(i for those in ids.values() for i in those).most_common(1)[0][0],
     )
 
 
-def uses_space(task: Task, template: Template, encoder: Encoder) -> bool:
-    """Decide whether words get a leading space, as the code of Hendel et al. does.
+def settle(task: Task, template: Template, encoder: Encoder) -> Template:
+    """Decide on white space for a task and a tokenizer, and write the decision into the template.
 
     Args:
-        task: The task; letters and lists never get one.
-        template: Its spacing rule, and what stands before the answer.
+        task: The task; letters and lists get no leading space by themselves.
+        template: The template as it was asked for.
         encoder: The tokenizer.
 
     Returns:
-        True where a space is written.
+        The same template with spacing ``"always"`` or ``"never"``, and the white space before the answer
+        in the prompt if this tokenizer writes it as a token of its own before most of the answers.
 
     Example:
         >>> from tvlens.testing import tiny_model
         >>> import tvlens as tv
-        >>> uses_space(tv.load_task("to_upper"), Template(), Encoder.of(tiny_model()))
-        False
+        >>> settle(tv.load_task("to_upper"), Template(), Encoder.of(tiny_model())).spacing
+        'never'
     """
-    if template.spacing != "auto":
-        return template.spacing == "always"
-    if not task.spaced:
-        return False
-    one_token = {}
-    for space in (False, True):
-        prompt, lead = template.query(task.inputs[0], space=space)
-        written = [encoder.continuation(prompt, lead + y) for _, y in task.pairs]
-        one_token[space] = sum(len(tokens) == 1 for tokens in written)
-    if one_token[True] == 0:
-        return False  # this tokenizer keeps a space apart from its word
-    return one_token[True] >= 0.7 * one_token[False]
+    if template.spacing == "auto":
+        spaced = replace(template, spacing="always")
+        bare = replace(template, spacing="never")
+        if task.spaced:
+            one = {t: len(first_tokens(task, t, encoder).one_token) for t in (spaced, bare)}
+            # No one-token answer with a space: this tokenizer keeps the space apart from its word.
+            template = spaced if one[spaced] > 0 and one[spaced] >= 0.7 * one[bare] else bare
+        else:
+            template = bare
+    if len(first_tokens(task, template, encoder).blank) > len(task) / 2:
+        return replace(template, lead="prompt")
+    return template

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from tvlens.engine import Output, Read, Request, run
+from tvlens.models.runner import runner
 from tvlens.prompts import Prompts
+from tvlens.sites import SITES, check_layer
 from tvlens.vectors import TaskVector
 
 
@@ -30,7 +32,7 @@ def extract(
         model: A TransformerLens model.
         prompts: Prompts with at least one dummy query each.
         site: Where to read; a site of width d_model.
-        layers: Which layers; all if not given.
+        layers: Which layers, negative ones from the end; all if not given.
         position: Token position; -1 is the last token.
 
     Returns:
@@ -68,7 +70,14 @@ def dummy_requests(
             "theta is read on dummy queries, but these prompts have none. "
             "Make them with build_prompts(..., n_dummy=2)."
         )
-    wanted = tuple(range(model.cfg.n_layers) if layers is None else layers)
+    stepper = runner(model)
+    if site in SITES and SITES[site].dims != ("d_model",):
+        wide = ", ".join(name for name, known in SITES.items() if known.dims == ("d_model",))
+        raise ValueError(
+            f"a task vector is read from a site of width d_model: {wide}; not {site!r}."
+        )
+    asked = range(stepper.n_layers) if layers is None else layers
+    wanted = tuple(check_layer(int(layer), stepper.n_layers) for layer in asked)
     read = Read(site, wanted, position)
     return [Request(dummy, reads=(read,)) for dummy in prompts.dummies]
 

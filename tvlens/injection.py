@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tvlens.engine import Edit
+from tvlens.models.runner import runner
 from tvlens.sites import check_layer, hook_name
 from tvlens.vectors import TaskVector
 
@@ -29,7 +30,7 @@ def inject(
 
     While text is generated with a key-value cache, the vector goes into the prompt and not into every new
     token, which would make each of them the last token once more: it steers the first new token, and the
-    rest follow from that.
+    rest follow from that. A run that continues a cache is steered if nothing was steered before it.
 
     Args:
         model: A TransformerLens model.
@@ -38,7 +39,8 @@ def inject(
         layer: Where; negative counts from the last layer.
         mode: ``"replace"`` as in Hendel et al., or ``"add"``.
         scale: Factor on the vector.
-        position: Token position in each row; with left-padded rows, -1 is the last token of all of them.
+        position: Token position; -1 is the last token, also of left-padded rows. Positions from the start
+            are taken for single rows only.
 
     Yields:
         The same model.
@@ -65,26 +67,20 @@ def inject(
             "layer 0's resid_pre is the embedding; inject from its resid_post upwards."
         )
     edit = Edit(vector.site, layer, vector.at(layer), position, mode, scale)
-    continuing = [False]
+    if not runner(model).has(vector.site, layer):
+        raise ValueError(f"this model has no site {vector.site!r} at layer {layer}.")
+    continues, steered = [False], [False]
 
     def watch(pattern: Tensor, hook: Any) -> None:
-        # More keys than queries: earlier tokens come from a cache, so the prompt was already steered.
-        continuing[0] = pattern.shape[-1] > pattern.shape[-2]
+        # More keys than queries: the earlier tokens come from a cache.
+        continues[0] = pattern.shape[-1] > pattern.shape[-2]
 
     def write(activation: Tensor, hook: Any) -> Tensor:
-        if continuing[0]:
+        skip, continues[0] = continues[0] and steered[0], False
+        if skip:
             return activation
-        rows, width = activation.shape[:2]
-        if len(edit.values) not in (1, rows):
-            raise ValueError(
-                f"this vector has {len(edit.values)} sets of demonstrations, but the batch has {rows} "
-                "rows. Give one row for each, or take .mean()."
-            )
-        if not -width <= position < width:
-            raise ValueError(
-                f"position {position} asked for, but this prompt has {width} tokens: "
-                f"{-width} to {width - 1}."
-            )
+        _check_rows(edit, activation)
+        steered[0] = True
         changed = activation.clone()
         changed[:, position] = edit.apply(activation[:, position])
         return changed
@@ -92,3 +88,23 @@ def inject(
     hooks = [("blocks.0.attn.hook_pattern", watch), (hook_name(vector.site, layer), write)]
     with model.hooks(fwd_hooks=hooks):
         yield model
+
+
+def _check_rows(edit: Edit, activation: Tensor) -> None:
+    """Refuse a batch that the vector or the position does not fit."""
+    rows, width = activation.shape[:2]
+    if len(edit.values) not in (1, rows):
+        raise ValueError(
+            f"this vector has {len(edit.values)} sets of demonstrations, but the batch has {rows} "
+            "rows. Give one row for each, or take .mean()."
+        )
+    if not -width <= edit.position < width:
+        raise ValueError(
+            f"position {edit.position} asked for, but this prompt has {width} tokens: "
+            f"{-width} to {width - 1}."
+        )
+    if edit.position >= 0 and rows > 1:
+        raise ValueError(
+            f"position {edit.position} counts from the start, where rows may be padded; "
+            "count from the end (-1 is the last token), or run one row."
+        )

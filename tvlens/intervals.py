@@ -119,7 +119,8 @@ def accuracy(
     """Turn per-prompt outcomes into accuracies with Wilson intervals.
 
     Args:
-        data: Outcomes with a dimension ``prompt`` and its coordinate ``split``.
+        data: Outcomes with a dimension ``prompt`` and its coordinate ``split``; where there is a
+            coordinate ``query``, intervals count distinct queries.
         variable: Which outcomes, e.g. ``"hypothesis"``: 1 or True for right, NaN for "does not
             exist".
         split: ``"dev"``, ``"test"``, or ``"all"`` prompts.
@@ -148,10 +149,15 @@ def accuracy(
             raise unknown("split", split, [*splits, "all"])
         outcomes = outcomes.isel(prompt=data["split"].values == split)
     n = outcomes.count("prompt")
-    right = outcomes.sum("prompt")
-    low, high = wilson(right.values, n.values, level=level)
+    rate = outcomes.sum("prompt") / n.where(n > 0)
+    # Prompts that ask the same query are no independent evidence: a task of 26 letters has at most
+    # 13 test queries, however often each is asked. Counting queries is cautious where demonstrations vary.
+    queries = len(set(outcomes["query"].values)) if "query" in outcomes.coords else len(outcomes)
+    independent = np.minimum(n.values, queries)
+    right = np.where(n.values > 0, rate.values, 0) * independent
+    low, high = wilson(right, independent, level=level)
     ends = {"low": (n.dims, low), "high": (n.dims, high)}
-    return xr.Dataset({"accuracy": right / n.where(n > 0), "n": n}).assign(ends)
+    return xr.Dataset({"accuracy": rate, "n": n}).assign(ends)
 
 
 def _quantile(level: float) -> float:

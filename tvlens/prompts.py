@@ -9,22 +9,22 @@ zero-shot prompt [x]. Everything follows from an explicit seed; no order ever co
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
 from tvlens._errors import unknown
-from tvlens.encoding import Encoder, FirstTokens, TokenBatch, first_tokens, uses_space
-from tvlens.tasks import Task
+from tvlens.encoding import Encoder, FirstTokens, TokenBatch, first_tokens, settle
+from tvlens.tasks import Task, load_task
 from tvlens.templates import DEFAULT_TEMPLATE, Role, Template, get_template
 
 SPLITS = ("dev", "test")
 ANSWERS = ("auto", "one_token", "any")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
     """One batch of few-shot prompts in every view that a task-vector experiment needs.
 
@@ -47,7 +47,7 @@ class Prompts:
     queries: tuple[str, ...]
     answers: tuple[tuple[str, ...], ...]
     answer_ids: tuple[tuple[int, ...], ...]
-    facts: dict[str, Any] = field(compare=False)
+    facts: dict[str, Any]
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -64,7 +64,7 @@ class Prompts:
 
 
 def build_prompts(
-    task: Task,
+    task: Task | str,
     model: Any,
     *,
     shots: int = 5,
@@ -82,7 +82,7 @@ def build_prompts(
     the query nor among the demonstrations.
 
     Args:
-        task: The task.
+        task: The task, or its name.
         model: A model (its tokenizer, BOS rule and context length are used) or a bare tokenizer.
         shots: Demonstrations a prompt.
         n: Number of prompts. Where a split has fewer items they are queried again, evenly, with other
@@ -111,16 +111,16 @@ def build_prompts(
     References:
         Hendel, Geva, Globerson 2023, arXiv:2310.15916, section 3.
     """
-    template = get_template(template)
+    task = load_task(task) if isinstance(task, str) else task
     encoder = Encoder.of(model)
-    space = uses_space(task, template, encoder)
-    whole = first_tokens(task, template, encoder, space=space)
+    settled = settle(task, get_template(template), encoder)
+    whole = first_tokens(task, settled, encoder)
     used = _usable(task, whole, answers)
-    firsts = whole if used is task else first_tokens(used, template, encoder, space=space)
-    drawn = _draw(used, shots=shots, n=n, n_dummy=n_dummy, split=split, seed=seed)
+    firsts = whole if used is task else first_tokens(used, settled, encoder)
+    drawn = _draw(used, shots=shots, n=n, n_dummy=n_dummy, split=split, seed=seed, of=len(task))
 
     def batch(rows: Sequence[tuple[tuple[str, ...], str]]) -> TokenBatch:
-        return encoder.batch([_segments(task, template, demos, x, space) for demos, x in rows])
+        return encoder.batch([_segments(used, settled, demos, x) for demos, x in rows])
 
     queries = tuple(x for _, x, _ in drawn)
     return Prompts(
@@ -134,14 +134,15 @@ def build_prompts(
             "task": task.name,
             "family": task.family,
             "task_fingerprint": task.fingerprint,
-            "template": template.demo,
-            "space": space,
+            "template": settled.demo,
+            "spacing": settled.spacing,
+            "lead": settled.lead,
             "bos": encoder.bos is not None,
             "shots": shots,
             "n_dummy": n_dummy,
             "split": split,
             "seed": seed,
-            "answers": "any" if used is task else "one_token",
+            "answers": "one_token" if len(firsts.one_token) == len(used) else "any",
             "n_items": len(used),
             "one_token_share": len(whole.one_token) / len(task),
             "ambiguous_share": firsts.ambiguous_share,
@@ -152,24 +153,27 @@ def build_prompts(
 
 
 def _usable(task: Task, firsts: FirstTokens, answers: str) -> Task:
-    """Leave out items whose answer is several tokens, if that is wanted and leaves enough."""
+    """Leave out items that one token cannot judge, as far as is wanted and leaves enough."""
     if answers not in ANSWERS:
         raise unknown("answers", answers, ANSWERS)
-    keep = firsts.one_token
-    if answers == "any" or len(keep) == len(task):
-        return task
-    if answers == "auto" and len(keep) < 2 / 3 * len(task):
-        return task
+    telling = [x for x in task.inputs if x not in firsts.blank]
+    single = [x for x in telling if x in firsts.one_token]
+    most = len(single) >= 2 / 3 * len(task)
+    keep = single if answers == "one_token" or (answers == "auto" and most) else telling
     if len(keep) < 2:
         raise ValueError(
-            f"task {task.name!r} has {len(keep)} one-token answers with this tokenizer; "
-            "use answers='any'."
+            f"{len(keep)} of the {len(task)} answers of task {task.name!r} are usable as "
+            f"answers={answers!r} with this tokenizer. Try answers='any' or another template."
         )
-    return replace(task, answers={x: task.answers[x] for x in keep})
+    return (
+        task
+        if len(keep) == len(task)
+        else replace(task, answers={x: task.answers[x] for x in keep})
+    )
 
 
 def _draw(
-    task: Task, *, shots: int, n: int, n_dummy: int, split: str, seed: int
+    task: Task, *, shots: int, n: int, n_dummy: int, split: str, seed: int, of: int
 ) -> list[tuple[tuple[str, ...], str, tuple[str, ...]]]:
     """Draw (demonstrations, query, dummy queries) for each prompt."""
     if split not in SPLITS:
@@ -182,8 +186,9 @@ def _draw(
     needed = shots + 1 + n_dummy
     if len(task) < max(needed, 2):
         raise ValueError(
-            f"task {task.name!r} has {len(task)} items, but {shots} shots + 1 query + {n_dummy} dummy "
-            f"queries need {max(needed, 2)}. Ask for at most {max(len(task) - 1 - n_dummy, 0)} shots."
+            f"task {task.name!r} has {len(task)} usable items of {of}, but {shots} shots + 1 query + "
+            f"{n_dummy} dummy queries need {max(needed, 2)}. Ask for at most "
+            f"{max(len(task) - 1 - n_dummy, 0)} shots."
         )
     items = list(task.inputs)
     random.Random(f"{seed}:{task.name}:split").shuffle(items)
@@ -202,12 +207,10 @@ def _draw(
 
 
 def _segments(
-    task: Task, template: Template, demos: tuple[str, ...], x: str, space: bool
+    task: Task, template: Template, demos: tuple[str, ...], x: str
 ) -> list[tuple[str, Role]]:
     """Write a whole prompt as pieces of text with their roles."""
     pieces = [
-        piece
-        for demo in demos
-        for piece in template.demo_segments(demo, task.answers[demo][0], space=space)
+        piece for demo in demos for piece in template.demo_segments(demo, task.answers[demo][0])
     ]
-    return [*pieces, *template.query_segments(x, space=space)]
+    return [*pieces, *template.query_segments(x)]

@@ -21,13 +21,15 @@ from tvlens.vectors import TaskVector
 VIEWS = ("regular", "zero_shot")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Outcome of every prompt.
 
     Attributes:
         correct: Whether the prediction is the first token of an accepted answer.
-        predicted: The predicted token.
+        predicted: The predicted token's id.
+        text: The predicted token as text.
+        queries: The query of each prompt.
         log_prob: Its log probability, in nats.
         answer_log_prob: Log probability of the likeliest accepted first token, in nats.
     """
@@ -36,6 +38,8 @@ class Scores:
     predicted: Int[Tensor, " prompt"]
     log_prob: Float[Tensor, " prompt"]
     answer_log_prob: Float[Tensor, " prompt"]
+    text: tuple[str, ...]
+    queries: tuple[str, ...]
 
     @property
     def accuracy(self) -> float:
@@ -43,9 +47,9 @@ class Scores:
         return self.correct.float().mean().item()
 
     def interval(self, *, level: float = 0.95) -> tuple[float, float]:
-        """Wilson interval of the accuracy."""
-        low, high = wilson(int(self.correct.sum()), len(self.correct), level=level)
-        return float(low), float(high)
+        """Wilson interval of the accuracy; prompts that ask the same query count as one."""
+        independent = len(set(self.queries))
+        return wilson(self.accuracy * independent, independent, level=level)
 
 
 def score(
@@ -88,6 +92,10 @@ def score(
     """
     batch = view_of(prompts, view)
     cell: tuple[Edit, ...] = ()
+    if vector is None and layer is not None:
+        raise ValueError(
+            "a layer alone changes nothing; give the vector too: score(..., vector=v)."
+        )
     if vector is not None:
         if layer is None:
             raise ValueError("a vector needs a layer to go into: score(..., vector=v, layer=14).")
@@ -97,7 +105,8 @@ def score(
     readout = FirstToken(prompts.answer_ids)
     (output,) = run(model, [Request(batch, cells=(cell,), readout=readout)])
     values = {name: tensor[0].cpu() for name, tensor in output.values.items()}
-    return Scores(**values)
+    text = tuple(model.tokenizer.decode([i]) for i in values["predicted"].tolist())
+    return Scores(**values, text=text, queries=prompts.queries)
 
 
 def view_of(prompts: Prompts, view: str) -> TokenBatch:

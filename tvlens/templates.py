@@ -34,6 +34,10 @@ class Template:
             follows Hendel et al.: a space for natural-language tasks, where that leaves at least 70 % as many
             one-token answers as writing no space.
 
+        lead: Where the white space between separator and answer goes: with the ``"answer"``, because most
+            tokenizers join it to the word, or with the ``"prompt"``, for those that write it as a token of
+            its own. `tvlens.encoding.settle` chooses.
+
     Example:
         >>> Template("{x} => {y}\n").query("high")
         ('high =>', ' ')
@@ -41,6 +45,7 @@ class Template:
 
     demo: str = "example:{x}->{y}\n"
     spacing: str = "auto"
+    lead: str = "answer"
 
     def __post_init__(self) -> None:
         at_x, at_y = self.demo.find("{x}"), self.demo.find("{y}")
@@ -51,48 +56,49 @@ class Template:
             )
         if self.spacing not in ("auto", "always", "never"):
             raise unknown("spacing", self.spacing, ("auto", "always", "never"))
+        if self.lead not in ("answer", "prompt"):
+            raise unknown("lead", self.lead, ("answer", "prompt"))
 
     @property
     def pieces(self) -> tuple[str, str, str]:
-        """The text before ``{x}``, between ``{x}`` and ``{y}``, and after ``{y}``."""
+        """The text before ``{x}``, between ``{x}`` and ``{y}``, and after ``{y}``, spaces included."""
         before, rest = self.demo.split("{x}")
         between, after = rest.split("{y}")
-        return before, between, after
+        return self._spaced(before), self._spaced(between), after
 
-    def query(self, x: str, *, space: bool = False) -> tuple[str, str]:
+    def query(self, x: str) -> tuple[str, str]:
         """Write the query, and say what white space the answer starts with.
 
         Args:
             x: The query.
-            space: Whether words get a leading space.
 
         Returns:
-            The prompt text, which never ends in white space, and the answer's leading white space:
-            tokenizers join a space with the word after it, so it belongs to the answer.
+            The prompt text, and the answer's leading white space.
         """
-        between = _spaced(self.pieces[1], space)
-        text = "".join(piece for piece, _ in self.query_segments(x, space=space))
-        return text, between[len(between.rstrip()) :]
+        between = self.pieces[1]
+        text = "".join(piece for piece, _ in self.query_segments(x))
+        return text, "" if self.lead == "prompt" else between[len(between.rstrip()) :]
 
-    def query_segments(self, x: str, *, space: bool = False) -> list[tuple[str, Role]]:
+    def query_segments(self, x: str) -> list[tuple[str, Role]]:
         """Write the query as pieces of text with their roles."""
         before, between, _ = self.pieces
-        return [
-            (_spaced(before, space), Role.OTHER),
-            (x, Role.QUERY),
-            (between.rstrip(), Role.SEPARATOR),
-        ]
+        last = between if self.lead == "prompt" else between.rstrip()
+        return [(before, Role.OTHER), (x, Role.QUERY), (last, Role.SEPARATOR)]
 
-    def demo_segments(self, x: str, y: str, *, space: bool = False) -> list[tuple[str, Role]]:
+    def demo_segments(self, x: str, y: str) -> list[tuple[str, Role]]:
         """Write one demonstration as pieces of text with their roles."""
         before, between, after = self.pieces
         return [
-            (_spaced(before, space), Role.OTHER),
+            (before, Role.OTHER),
             (x, Role.DEMO_INPUT),
-            (_spaced(between, space), Role.SEPARATOR),
+            (between, Role.SEPARATOR),
             (y, Role.DEMO_OUTPUT),
             (after, Role.OTHER),
         ]
+
+    def _spaced(self, text: str) -> str:
+        """Add the leading space of the word that follows, unless there is white space already."""
+        return text + " " if self.spacing == "always" and not text[-1:].isspace() else text
 
 
 TEMPLATES: dict[str, Template] = {
@@ -126,8 +132,3 @@ def get_template(template: str | Template) -> Template:
     if "{" in template:
         return Template(template.replace("\\n", "\n"))
     raise unknown("template", template, TEMPLATES, hint="Or write one out: 'Q: {x}\\nA: {y}\\n'.")
-
-
-def _spaced(text: str, space: bool) -> str:
-    """Add the leading space of the word that follows, unless the template already has white space."""
-    return text + " " if space and not text[-1:].isspace() else text

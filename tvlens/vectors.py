@@ -22,7 +22,7 @@ SCHEMA = 1
 SUFFIX = ".safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskVector:
     """Task vectors of one task from one model.
 
@@ -47,9 +47,14 @@ class TaskVector:
     values: Float[Tensor, "prompt layer d_model"]
     layers: tuple[int, ...]
     site: str = "resid_post"
-    made: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.values.ndim != 3 or 0 in self.values.shape:
+            raise ValueError(
+                "a task vector has values of shape (prompt, layer, d_model), none of them 0; "
+                f"{tuple(self.values.shape)} arrived."
+            )
         if len(self.layers) != self.values.shape[1]:
             raise ValueError(
                 f"{len(self.layers)} layer names for {self.values.shape[1]} layers of values."
@@ -137,7 +142,9 @@ class TaskVector:
             )
         tasks = f"{self.made.get('task')} {symbol} {other.made.get('task')}"
         return replace(
-            self, values=self.values + sign * other.values, made={**self.made, "task": tasks}
+            self,
+            values=self.values + sign * other.values.to(self.values),
+            made={**self.made, "task": tasks},
         )
 
     def _place(self) -> str:

@@ -23,7 +23,7 @@ from tvlens.engine.request import (
     Request,
 )
 from tvlens.models.runner import Runner, runner
-from tvlens.sites import check_layer
+from tvlens.sites import SITES, check_layer
 
 __all__ = ["Edit", "FirstToken", "LastLogits", "Output", "Read", "Readout", "Request", "run"]
 
@@ -45,8 +45,8 @@ def run(
         requests: What to run. Requests of one call have equally many prompts; where row i of several
             starts with the same tokens, those are computed once.
         plan: ``"growing"``, ``"plain"`` or ``"auto"``: growing, unless someone's own hooks are on the
-            model (they see whole prompts and every cell, as in an ordinary forward).
-        memory: Bytes that activations may take; prompts are run in chunks that fit.
+            model: in the blocks these see whole prompts, all at once, in one forward for each cell.
+        memory: Bytes that a block's activations may take, by estimate; prompts are run in chunks.
 
     Returns:
         One output for each request.
@@ -67,16 +67,19 @@ def run(
     if plan not in PLANS:
         raise unknown("plan", plan, PLANS)
     stepper = runner(model)
+    if not requests or len({len(request.batch) for request in requests}) != 1:
+        sizes = ", ".join(str(len(request.batch)) for request in requests) or "no request"
+        raise ValueError(f"a run needs requests of equally many prompts; {sizes} arrived.")
     for request in requests:
         _check(request, stepper)
-    if len({len(request.batch) for request in requests}) != 1:
-        sizes = ", ".join(str(len(request.batch)) for request in requests)
-        raise ValueError(f"requests of one run need equally many prompts; {sizes} arrived.")
+    own_hooks = stepper.has_user_hooks()
     if plan == "auto":
-        plan = "growing" if stepper.steppable and not stepper.has_user_hooks() else "plain"
+        plan = "growing" if stepper.steppable and not own_hooks else "plain"
     execute = run_plain if plan == "plain" else run_growing
-    chunk = max(1, memory // _bytes_a_prompt(stepper, requests, plan=plan))
-    starts = range(0, len(requests[0].batch), chunk)
+    n_prompts = len(requests[0].batch)
+    # Someone's own hooks may hold a value for every prompt: they see the whole batch at once.
+    chunk = n_prompts if own_hooks else _chunk(stepper, requests, plan=plan, memory=memory)
+    starts = range(0, n_prompts, chunk)
     parts = [execute(stepper, [_rows(r, slice(s, s + chunk)) for r in requests]) for s in starts]
     return [_join([part[i] for part in parts]) for i in range(len(requests))]
 
@@ -84,10 +87,10 @@ def run(
 def _check(request: Request, stepper: Runner) -> None:
     """Refuse what the model or the prompts do not have, before anything runs."""
     n_prompts, shortest = len(request.batch), int(request.batch.lengths.min())
+    if not request.cells:
+        raise ValueError("a request needs at least one cell; ((),) is the clean run.")
     for edit in (edit for cell in request.cells for edit in cell):
-        check_layer(edit.layer, stepper.n_layers)
-        if edit.layer < 0:
-            raise ValueError(f"an edit's layer counts from 0; {edit.layer} arrived.")
+        _check_place(edit.site, edit.layer, stepper)
         if len(edit.values) not in (1, n_prompts):
             raise ValueError(
                 f"an edit needs values for 1 or {n_prompts} prompts; {len(edit.values)} arrived."
@@ -99,8 +102,10 @@ def _check(request: Request, stepper: Runner) -> None:
                 f"{tuple(edit.values.shape[1:])} arrived. Was the vector made by another model?"
             )
     for read in request.reads:
+        if not read.layers:
+            raise ValueError(f"a read of {read.site!r} needs at least one layer.")
         for layer in read.layers:
-            check_layer(layer, stepper.n_layers)
+            _check_place(read.site, layer, stepper)
     for position in request.positions():
         if not -shortest <= position < shortest:
             raise ValueError(
@@ -109,14 +114,26 @@ def _check(request: Request, stepper: Runner) -> None:
             )
 
 
-def _bytes_a_prompt(stepper: Runner, requests: Sequence[Request], *, plan: str) -> int:
-    """Estimate what one prompt's activations take inside a block, in bytes."""
+def _check_place(site: str, layer: int, stepper: Runner) -> None:
+    """Refuse a site or layer that this model does not have."""
+    if check_layer(layer, stepper.n_layers) != layer:
+        raise ValueError(f"the layers of edits and reads count from 0; {layer} arrived.")
+    if not stepper.has(site, layer):
+        there = [name for name in SITES if stepper.has(name, layer)]
+        raise ValueError(f"this model has no site {site!r}; it has {', '.join(there)}.")
+
+
+def _chunk(stepper: Runner, requests: Sequence[Request], *, plan: str, memory: int) -> int:
+    """How many prompts at a time keep a block's activations within the memory, by estimate."""
     total = 0
     for request in requests:
         width = request.batch.tokens.shape[1]
+        # Besides its clean row, each cell's row runs from the first edited or read position on.
+        suffix = max(-p if p < 0 else width for p in request.positions())
         joining = len(request.cells) if plan == "growing" else 0
-        total += (width + joining) * stepper.bytes_a_token(width)
-    return max(total, 1)
+        total += stepper.bytes_of_rows(1, width, width)
+        total += stepper.bytes_of_rows(joining, suffix, width)
+    return max(1, memory // max(total, 1))
 
 
 def _rows(request: Request, rows: slice) -> Request:

@@ -19,7 +19,7 @@ from tvlens.sites import SITES
 MODES = ("replace", "add")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edit:
     """One change of an activation.
 
@@ -81,7 +81,7 @@ class Readout(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """One batch of prompts, in how many ways to run it, and what to keep.
 
@@ -103,7 +103,7 @@ class Request:
         return edited | {read.position for read in self.reads} | {-1}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Output:
     """What came back.
 

@@ -66,7 +66,8 @@ class LayerSweep(Result):
         "theta(S) is the residual stream after each block at the last token of [S, x'], averaged over the "
         "dummy queries x'. It replaces the same place in a prompt that holds the query x alone. A "
         "prediction is right when it is the first token of an accepted answer. The layer is chosen on dev "
-        "queries; accuracies are those of test queries, with Wilson 95 % intervals. Query-blind: theta at "
+        "queries; accuracies are those of test queries, with Wilson 95 % intervals that count distinct "
+        "queries. Query-blind: theta at "
         "the last layer, after which the query can no longer be read. Random vector: same norm as theta."
     )
 
@@ -90,7 +91,8 @@ class LayerSweep(Result):
             values=self.to_tensor("theta")[None],
             layers=tuple(self.data["layer"].values.tolist()),
             made={
-                k: made[k] for k in ("task", "template", "space", "bos", "shots", "n_dummy", "seed")
+                k: made[k]
+                for k in ("task", "template", "spacing", "bos", "shots", "n_dummy", "seed")
             }
             | {k: made["model_facts"][k] for k in ("processing", "weights_sha256", "dtype")}
             | {"model": made["model"], "position": -1, "created": made["created"]},
@@ -146,6 +148,7 @@ class LayerSweep(Result):
             "depth": float(self.data["depth"].sel(layer=layer)),
             "n_layers": made["n_layers"],
             "n_test": int((self.data["split"] == "test").sum()),
+            "n_test_queries": len(set(self.data["query"].values[self.data["split"] == "test"])),
             "one_token_share": made["one_token_share"],
             "ambiguous_share": made["ambiguous_share"],
             "seconds": made["seconds"],
@@ -190,6 +193,7 @@ def layer_sweep(
     n_test: int = 50,
     n_dummy: int = 2,
     template: str | Template = "example",
+    answers: str = "auto",
     seed: int = 0,
     progress: bool = True,
 ) -> LayerSweep:
@@ -203,6 +207,7 @@ def layer_sweep(
         n_test: Prompts on which accuracies are reported; their queries are not among the dev queries.
         n_dummy: Dummy queries over which theta is averaged.
         template: How a demonstration is written, see `tvlens.Template`.
+        answers: Which items are used, see `tvlens.build_prompts`.
         seed: Decides the split, all prompts, and the random vectors.
         progress: Whether to show a progress bar.
 
@@ -235,6 +240,7 @@ def layer_sweep(
             n=n,
             n_dummy=n_dummy,
             template=template,
+            answers=answers,
             split=split,
             seed=seed,
         )

@@ -33,8 +33,12 @@ class Runner(Protocol):
         """Shape of a site's activation after batch and position."""
         ...
 
-    def bytes_a_token(self, width: int) -> int:
-        """Estimate the activations of one token inside a block, in bytes, in prompts of a width."""
+    def has(self, site: str, layer: int) -> bool:
+        """Whether the model has this site."""
+        ...
+
+    def bytes_of_rows(self, rows: int, positions: int, width: int) -> int:
+        """Estimate what rows that run some positions of longer prompts take inside a block, in bytes."""
         ...
 
     def hooked(self, hooks: list[tuple[str, Any]]) -> AbstractContextManager[Any]:

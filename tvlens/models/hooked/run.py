@@ -1,11 +1,14 @@
 """Running a HookedTransformer block by block."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from tvlens.sites import hook_name
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,20 @@ class HookedRunner:
         heads = {"z": cfg.n_heads, "q": cfg.n_heads, "k": kv_heads, "v": kv_heads}
         return (heads[site], cfg.d_head) if site in heads else (cfg.d_model,)
 
-    def bytes_a_token(self, width: int) -> int:
-        """Estimate the activations of one token inside a block, in prompts of a width."""
+    def bytes_of_rows(self, rows: int, positions: int, width: int) -> int:
+        """Estimate the activations inside a block of rows that run some positions of longer prompts."""
         cfg = self.cfg
-        numbers = 10 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 6 * cfg.n_heads * cfg.d_head
-        return (numbers + 4 * cfg.n_heads * width) * self.model.embed.W_E.element_size()
+        a_token = 10 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 6 * cfg.n_heads * cfg.d_head
+        scores = 4 * cfg.n_heads * width
+        # Each row gathers its own keys and values, and TransformerLens repeats them for every head.
+        prefix = 4 * cfg.n_heads * cfg.d_head * (width - positions)
+        numbers = rows * (positions * (a_token + scores) + prefix)
+        return numbers * self.model.embed.W_E.element_size()
 
     def hooked(self, hooks: list[tuple[str, Any]]) -> Any:
         """Context in which functions sit on hook points; the user's own stay where they are."""
-        return self.model.hooks(fwd_hooks=hooks)
+        # Entering TransformerLens' context costs milliseconds even where there is nothing to hook.
+        return self.model.hooks(fwd_hooks=hooks) if hooks else nullcontext()
 
     @property
     def steppable(self) -> bool:
@@ -82,8 +90,12 @@ class HookedRunner:
 
     def has_user_hooks(self) -> bool:
         """Whether someone has put hooks on the model, which may rely on seeing whole prompts."""
-        points = self.model.hook_dict.values()
-        return any(point.fwd_hooks or point._forward_pre_hooks for point in points)
+        modules = self.model.modules()
+        return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+    def has(self, site: str, layer: int) -> bool:
+        """Whether the model has this site: models with parallel attention have no resid_mid."""
+        return hook_name(site, layer) in self.model.hook_dict
 
     def embed(
         self, tokens: Int[Tensor, "row position"], mask: Int[Tensor, "row whole"]
@@ -92,7 +104,6 @@ class HookedRunner:
         resid = self.model.hook_embed(self.model.embed(tokens))
         if self.cfg.positional_embedding_type == "standard":
             offset = mask.shape[1] - tokens.shape[1]
-            # A pad at the end must not reach past the table of positions.
             resid = resid + self.model.hook_pos_embed(self.model.pos_embed(tokens, offset, mask))
         return resid
 
