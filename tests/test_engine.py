@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
+from tvlens import load_model
 from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, FirstToken, LastLogits, Read, Request, run
 from tvlens.sites import SITES
@@ -226,6 +227,89 @@ def test_own_hooks_keep_firing_and_force_the_plain_plan() -> None:
     torch.testing.assert_close(after.values["logits"], before.values["logits"])
 
 
+@pytest.mark.parametrize("place", ["module", "pre", "point"])
+def test_plain_torch_hooks_are_noticed_too(place: str) -> None:
+    model, batch = tiny.model("llama"), make_batch([7, 5])
+    seen: list[int] = []
+    block = model.blocks[1]
+    handle = {
+        "module": lambda: block.mlp.register_forward_hook(lambda m, a, o: seen.append(o.shape[1])),
+        "pre": lambda: block.attn.register_forward_pre_hook(lambda m, a: seen.append(0)),
+        "point": lambda: block.hook_mlp_out.register_forward_hook(
+            lambda m, a, o: seen.append(o.shape[1])
+        ),
+    }[place]()
+    try:
+        (output,) = run(model, [Request(batch, readout=LastLogits())], memory=1)
+    finally:
+        handle.remove()
+    assert output.plan.startswith("plain") and len(seen) == 1  # one forward over the whole batch
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_chunks_keep_every_prompts_own_readout(plan: str) -> None:
+    model = tiny.model("llama")
+    batch = make_batch([6, 9, 4, 7])
+    logits = run(model, [Request(batch, readout=LastLogits())])[0].values["logits"][0]
+    own = tuple((int(i),) for i in logits.argmin(dim=-1))  # a different token for every prompt
+    assert len(set(own)) > 1
+    calls = []
+    handle = model.unembed.register_forward_hook(lambda m, a, o: calls.append(len(o)))
+    try:
+        small, large = (
+            run(model, [Request(batch, readout=FirstToken(own))], plan=plan, memory=memory)[0]
+            for memory in (1, 2**30)
+        )
+    finally:
+        handle.remove()
+    expected = logits.log_softmax(dim=-1).gather(1, torch.tensor(own))[:, 0]
+    for output in (small, large):
+        torch.testing.assert_close(output.values["answer_log_prob"][0], expected, atol=1e-4, rtol=0)
+    # The hook makes the engine run all prompts at once: count chunks without it.
+    widths: list[int] = []
+    whole = model.blocks[0].forward
+
+    def counting(*args: object, **kwargs: object) -> object:
+        widths.append(len(args[0]))
+        return whole(*args, **kwargs)
+
+    model.blocks[0].forward = counting
+    try:
+        run(model, [Request(batch, readout=FirstToken(own))], plan=plan, memory=1)
+    finally:
+        del model.blocks[0].forward
+    assert widths == [1, 1, 1, 1]
+
+
+def test_soft_capped_logits_are_read_through_the_cap() -> None:
+    import transformers
+
+    config = transformers.Gemma2Config(
+        vocab_size=640,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        final_logit_softcapping=0.5,
+        attn_logit_softcapping=1.0,
+        attn_implementation="eager",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf = transformers.Gemma2ForCausalLM(config).eval()
+        hf.lm_head.weight.data *= 30
+    model = load_model(hf, tokenizer=tiny.tokenizer("gemma3"), device="cpu")
+    batch = make_batch([8, 5])
+    for plan in PLANS:
+        (output,) = run(model, [Request(batch, readout=LastLogits())], plan=plan)
+        for row in range(2):
+            logits, _ = hf_run(hf, batch.tokens[row][batch.mask[row]].tolist(), lambda i, h: h)
+            assert logits.abs().max() > 0.45  # the cap bites
+            assert (output.values["logits"][0, row] - logits).abs().max() < TOLERANCE
+
+
 def test_keeps_no_gradient_and_only_what_was_asked() -> None:
     model, batch = tiny.model("llama"), make_batch([7, 5])
     reads = (Read("resid_post", (1,)),)
@@ -290,6 +374,16 @@ def test_first_token_readout() -> None:
         (
             lambda m, b: run(m, [Request(b, reads=(Read("resid_post", (0,), -6),))]),
             "position -6 asked for, but the shortest prompt has 5 tokens",
+        ),
+        (lambda m, b: run(m, []), "no request arrived"),
+        (lambda m, b: run(m, [Request(b, cells=())]), "at least one cell"),
+        (
+            lambda m, b: run(m, [Request(b, reads=(Read("resid_post", (-1,)),))]),
+            "layers of edits and reads count from 0; -1 arrived",
+        ),
+        (
+            lambda m, b: run(tiny.model("pythia"), [Request(b, reads=(Read("resid_mid", (0,)),))]),
+            "this model has no site 'resid_mid'; it has resid_pre, resid_post, attn_out",
         ),
         (
             lambda m, b: run(torch.nn.Linear(2, 2), [Request(b)]),

@@ -95,6 +95,20 @@ def test_generation_with_a_cache_is_steered_at_the_prompt_only() -> None:
     assert torch.equal(cached, ids)
 
 
+def test_a_cache_from_before_the_block_is_steered_once() -> None:
+    from transformer_lens import TransformerLensKeyValueCache
+
+    model = tiny.model("llama")
+    theta = 3.0 * tv.extract(model, prompts(model)).mean()
+    tokens = prompts(model).zero_shot.tokens[:1]
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
+    model(tokens[:, :-1], past_kv_cache=cache)
+    with tv.inject(model, theta, layer=1):
+        late = model(tokens[:, -1:], past_kv_cache=cache)[0, -1]
+        fresh = model(tokens)[0, -1]
+    torch.testing.assert_close(late, fresh, atol=1e-4, rtol=0)
+
+
 def test_self_injection_changes_nothing() -> None:
     """theta of the very same prompt, put back where it was read, is what was there."""
     model = tiny.model("pythia")
@@ -159,6 +173,22 @@ def test_says_what_is_wrong() -> None:
         tv.inject(model, third, layer=0),
     ):
         pass
+    with (
+        tv.inject(model, theta.mean(), layer=0, position=1),
+        pytest.raises(
+            ValueError, match="position 1 counts from the start, where rows may be padded"
+        ),
+    ):
+        model(made.tokens[:2])
+    with pytest.raises(ValueError, match="no site 'resid_mid'"):
+        tv.extract(tiny.model("pythia"), prompts(tiny.model("pythia")), site="resid_mid")
+    with pytest.raises(ValueError, match="a site of width d_model: .*; not 'z'"):
+        tv.extract(model, made, site="z")
+    with pytest.raises(TypeError, match="a HookedTransformer is needed; str arrived"):
+        tv.extract("smollm2-135m", made)
+    with pytest.raises(ValueError, match="a layer alone changes nothing"):
+        tv.score(model, made, layer=2)
+    assert torch.equal(tv.extract(model, made, layers=[-1]).at(3), theta.at(3))
     early = TaskVector(theta.values[:, :1], (0,), site="resid_pre")
     with (
         pytest.raises(ValueError, match="layer 0's resid_pre is the embedding"),

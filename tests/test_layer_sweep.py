@@ -1,5 +1,6 @@
 """The layer sweep on tiny models: the same outcomes as doing every step by hand."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,46 @@ from tvlens import experiments
 from tvlens.experiments.layer_sweep import LayerSweep, layer_sweep
 from tvlens.tasks import Task
 
+SETTINGS = {"shots": 3, "n_dev": 6, "n_test": 8, "seed": 5, "progress": False}
+
+
+def easy_task() -> Task:
+    """A task in which half of all words are right for each query, another half for each.
+
+    A random model gets real tasks wrong throughout, and then every comparison compares zeros.
+    """
+    tokenizer = tiny.tokenizer("llama")
+    decoded = dict.fromkeys(tokenizer.decode([i]).strip() for i in range(len(tokenizer)))
+    words = [w for w in decoded if w]
+    rng = random.Random(0)
+    answers = {
+        f"{a}{b}": tuple(rng.sample(words, len(words) // 2)) for a in "pqrstuvw" for b in "xyz"
+    }
+    return Task(name="easy", family="f", answers=answers, spaced=False)
+
 
 @pytest.fixture(scope="module")
-def sweep() -> LayerSweep:
-    return layer_sweep(
-        tiny.model("llama"), "antonyms", shots=3, n_dev=6, n_test=8, seed=5, progress=False
-    )
+def task() -> Task:
+    return easy_task()
 
 
-def test_equals_extract_and_score_by_hand(sweep: LayerSweep) -> None:
-    model, task = tiny.model("llama"), tv.load_task("antonyms")
-    for split, n in (("dev", 6), ("test", 8)):
-        made = tv.build_prompts(task, model, shots=3, n=n, split=split, seed=5)
+@pytest.fixture(scope="module")
+def sweep(task: Task) -> LayerSweep:
+    found = layer_sweep(tiny.model("llama"), task, answers="any", **SETTINGS)
+    shares = [float(found.data[name].mean()) for name in ("hypothesis", "control", "baseline")]
+    assert all(0 < share < 1 for share in shares), shares
+    return found
+
+
+def test_equals_extract_and_score_by_hand(sweep: LayerSweep, task: Task) -> None:
+    model = tiny.model("llama")
+    thetas = []
+    for i, (split, n) in enumerate((("dev", 6), ("test", 8))):
+        made = tv.build_prompts(task, model, shots=3, n=n, split=split, seed=5, answers="any")
         here = sweep.data.isel(prompt=np.flatnonzero(sweep.data["split"] == split))
         theta = tv.extract(model, made)
+        thetas.append(theta.values)
+        control = theta.random_like(seed=2 * 5 + i)
         assert tuple(here["query"].values) == made.queries
         by_hand = {
             "regular": tv.score(model, made),
@@ -42,6 +69,11 @@ def test_equals_extract_and_score_by_hand(sweep: LayerSweep) -> None:
             np.testing.assert_allclose(
                 found["hypothesis_log_prob"], scores.answer_log_prob, atol=1e-4
             )
+            scores = tv.score(model, made, view="zero_shot", vector=control, layer=layer)
+            assert found["control"].values.tolist() == scores.correct.tolist()
+            np.testing.assert_allclose(found["control_log_prob"], scores.answer_log_prob, atol=1e-4)
+    mean = torch.cat(thetas).mean(dim=0)
+    torch.testing.assert_close(sweep.vector.values[0], mean, atol=1e-5, rtol=1e-4)
 
 
 def test_vector_and_its_words(sweep: LayerSweep) -> None:
@@ -65,6 +97,9 @@ def test_summary_floors_and_choice_of_layer(sweep: LayerSweep) -> None:
     assert found["layer"] == int(dev["hypothesis"].mean("prompt").argmax("layer"))
     assert found["query_blind"] == pytest.approx(float(test["hypothesis"].isel(layer=-1).mean()))
     assert found["regular"] == pytest.approx(float(test["regular"].mean()))
+    at_best = test.sel(layer=found["layer"])
+    assert found["hypothesis"] == pytest.approx(float(at_best["hypothesis"].mean()))
+    assert found["control"] == pytest.approx(float(at_best["control"].mean()))
     for name in ("baseline", "hypothesis", "regular", "control"):
         assert 0 <= found[f"{name}_low"] <= found[name] <= found[f"{name}_high"] <= 1
     assert found["n_test"] == 8
@@ -84,14 +119,10 @@ def test_majority_is_the_best_answer_without_looking() -> None:
     assert data["majority"].values.tolist() == (data["answer"] == "no").values.tolist()
 
 
-def test_same_seed_same_numbers_other_seed_other_prompts(sweep: LayerSweep) -> None:
-    again = layer_sweep(
-        tiny.model("llama"), "antonyms", shots=3, n_dev=6, n_test=8, seed=5, progress=False
-    )
+def test_same_seed_same_numbers_other_seed_other_prompts(sweep: LayerSweep, task: Task) -> None:
+    again = layer_sweep(tiny.model("llama"), task, answers="any", **SETTINGS)
     xr.testing.assert_identical(again.data.drop_attrs(), sweep.data.drop_attrs())
-    other = layer_sweep(
-        tiny.model("llama"), "antonyms", shots=3, n_dev=6, n_test=8, seed=6, progress=False
-    )
+    other = layer_sweep(tiny.model("llama"), task, answers="any", **(SETTINGS | {"seed": 6}))
     assert other.data["query"].values.tolist() != sweep.data["query"].values.tolist()
 
 

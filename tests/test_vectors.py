@@ -114,6 +114,8 @@ def test_refuses_what_does_not_match() -> None:
             a + other
     with pytest.raises(ValueError, match="layer 9 asked for; this vector has layers 0 to 3"):
         a.at(9)
+    with pytest.raises(ValueError, match="values of shape .prompt, layer, d_model."):
+        TaskVector(torch.zeros(0, 1, 8), (0,))
     with pytest.raises(ValueError, match="2 layer names for 4 layers"):
         TaskVector(a.values, (0, 1))
 
