@@ -190,3 +190,10 @@ def test_version_and_authors_agree() -> None:
 
 def test_contributing_is_short() -> None:
     assert len((ROOT / "CONTRIBUTING.md").read_text("utf-8").splitlines()) <= 50
+
+
+def test_readme_quotes_the_results_page() -> None:
+    """The README's means are those of the page that a command regenerates."""
+    page = (ROOT / "docs" / "results" / "layer_sweep.md").read_text(encoding="utf-8")
+    means = re.search(r"baseline \d\.\d\d, hypothesis \d\.\d\d, regular \d\.\d\d", page)
+    assert means and means.group() in (ROOT / "README.md").read_text(encoding="utf-8")
