@@ -29,7 +29,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints", "results"]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 suppress_warnings = ["config.cache"]
 
 # Pages

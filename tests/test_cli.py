@@ -67,7 +67,7 @@ def test_demo_writes_everything(small: str, tmp_path: Path) -> None:
 def test_run_json_is_one_object_and_nothing_else(small: str, tmp_path: Path) -> None:
     file = tmp_path / "pairs.json"
     file.write_text(json.dumps({c: c.upper() for c in "abcdefghij"}))
-    for tasks, count in (("antonyms,gerund", 2), (str(file), 1)):
+    for tasks, count in (("antonyms,gerund", 2), (f"antonyms, {file}", 2), (str(file), 1)):
         result = invoke(
             *(
                 "run",
@@ -128,6 +128,7 @@ def test_lists() -> None:
         (["run", "layer_swep"], "unknown experiment 'layer_swep'. Nearest: layer_sweep"),
         (["run", "layer_sweep", "--tasks", "to_uper"], "unknown task 'to_uper'. Nearest: to_upper"),
         (["run", "layer_sweep", "--tasks", "absent.json"], "absent.json"),
+        (["run", "layer_sweep", "--tasks", ","], "--tasks takes all, names with commas, or files"),
         (["run", "layer_sweep", "--tasks", "to_upper", "--model", "smollm2"], "smollm2-135m"),
         (["tasks", "--family", "lingustic"], "linguistic"),
     ],

@@ -32,6 +32,7 @@ def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an example registers, no other test sees."""
     from tvlens import experiments, results, tasks
 
+    experiments.discover()  # what is registered for good must not be taken back
     for module, name in ((tasks, "_registered"), (results, "_KINDS"), (experiments, "_REGISTRY")):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
 

@@ -87,7 +87,7 @@ def run(
     name: Annotated[str, typer.Argument(help="An experiment, e.g. layer_sweep.")],
     model: Model = "smollm2-135m",
     tasks: Annotated[
-        str, typer.Option(help="all (the paper's 18), names with commas, or a JSON or CSV file.")
+        str, typer.Option(help="all (the paper's 18), or names and JSON or CSV files, with commas.")
     ] = "all",
     shots: Shots = 5,
     n_dev: NDev = 50,
@@ -160,17 +160,20 @@ def main() -> None:
 
 
 def _tasks(asked: str) -> "list[Task]":
-    """Resolve ``all``, names with commas, or a file."""
+    """Resolve ``all``, and names and files with commas between them."""
     from tvlens.tasks import PAPER_TASKS, Task, load_task
 
     if asked == "all":
         asked = ",".join(PAPER_TASKS)
-    if Path(asked).suffix in (".json", ".csv") or Path(asked).is_file():
-        return [Task.from_file(asked)]
-    names = [name.strip() for name in asked.split(",") if name.strip()]
+    # A file's own name may hold a comma.
+    names = [asked] if Path(asked).is_file() else [part.strip() for part in asked.split(",")]
+    names = [name for name in names if name]
     if not names:
-        raise ValueError(f"--tasks takes all, names with commas, or a file; {asked!r} arrived.")
-    return [load_task(name) for name in names]
+        raise ValueError(f"--tasks takes all, names with commas, or files; {asked!r} arrived.")
+    return [
+        Task.from_file(name) if Path(name).suffix or Path(name).is_file() else load_task(name)
+        for name in names
+    ]
 
 
 def _run_all(

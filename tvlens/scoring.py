@@ -69,7 +69,8 @@ def score(
         model: A TransformerLens model.
         prompts: The prompts.
         view: ``"regular"`` for [S, x], ``"zero_shot"`` for [x].
-        vector: Injected if given: one set of demonstrations for all prompts, or one for each.
+        vector: Injected if given: one set of demonstrations for all prompts, or one for each. None is
+            the run without one, whatever layer is named.
         layer: Where to inject; needed with a vector. Negative counts from the last layer.
         mode: ``"replace"`` or ``"add"``.
         scale: Factor on the vector.
@@ -92,10 +93,6 @@ def score(
     """
     batch = view_of(prompts, view)
     cell: tuple[Edit, ...] = ()
-    if vector is None and layer is not None:
-        raise ValueError(
-            "a layer alone changes nothing; give the vector too: score(..., vector=v)."
-        )
     if vector is not None:
         if layer is None:
             raise ValueError("a vector needs a layer to go into: score(..., vector=v, layer=14).")
