@@ -252,6 +252,7 @@ def _table(summaries: Sequence[dict[str, Any]]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=0,
         leading=1,
+        show_edge=False,
     )
     keys = [key for key in (*_COLUMNS, *_FLOORS) if key in summaries[0]]
     for key in keys:
