@@ -21,7 +21,8 @@ count distinct queries, the layer chosen on other queries. Made by
 
 Means over the {n} tasks: **baseline {baseline:.2f}, hypothesis {hypothesis:.2f}, regular {regular:.2f}**;
 hypothesis is {ratio:.2f} of regular. Floors: majority {majority:.2f}, query-blind {query_blind:.2f},
-random vector {control:.2f}.
+random vector {control:.2f}. In the table, *blind* is the query-blind floor, *random* the random vector, and
+*one token* the share of the task's answers that are a single token.
 
 | task | layer (depth) | baseline | hypothesis | regular | ratio | majority | blind | random | one token |
 |---|---|---|---|---|---|---|---|---|---|

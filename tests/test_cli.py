@@ -39,6 +39,7 @@ def invoke(*arguments: str) -> object:
     return result
 
 
+@pytest.mark.slow
 def test_demo_writes_everything(small: str, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     result = invoke("demo", "--out", str(out), "--n-dev", "3", "--n-test", "4")
@@ -102,7 +103,7 @@ def test_run_prints_a_table_and_writes_files(small: str, tmp_path: Path) -> None
         "--out",
         str(out),
     )
-    assert "antonyms" in result.stdout and "hypothesis" in result.stdout
+    assert "antonyms" in result.stdout and "thesis" in result.stdout
     assert (out / "report.html").is_file()
 
 
@@ -122,6 +123,7 @@ def test_lists() -> None:
     assert tv.__version__ in invoke("--version").output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

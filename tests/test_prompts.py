@@ -98,6 +98,7 @@ def test_queries_dummies_and_demonstrations_never_meet(seed: int) -> None:
             assert all(d.text[row].startswith("\n".join(demos)) for d in prompts.dummies)
 
 
+@pytest.mark.slow
 def test_prompts_depend_on_the_seed_alone() -> None:
     code = (
         "import tvlens as tv; from tvlens.testing import tiny_model; "

@@ -242,6 +242,11 @@ def _write(results: "Sequence[Result]", out: Path, *, title: str) -> Path:
 # What one line of a terminal has room for; everything else is in the files and in --json.
 _COLUMNS = ("task", "layer", "baseline", "hypothesis", "regular", "ratio")
 _FLOORS = ("majority", "query_blind", "control")
+_HEADERS = {
+    "hypothesis": "hypo-\nthesis",
+    "query_blind": "query\nblind",
+    "control": "random\nvector",
+}
 
 
 def _table(summaries: Sequence[dict[str, Any]]) -> Table:
@@ -257,7 +262,7 @@ def _table(summaries: Sequence[dict[str, Any]]) -> Table:
     keys = [key for key in (*_COLUMNS, *_FLOORS) if key in summaries[0]]
     for key in keys:
         table.add_column(
-            key.replace("_", " ").replace("control", "random vector"),
+            _HEADERS.get(key, key),
             justify="left" if key == "task" else "right",
             no_wrap=key == "task",
         )
