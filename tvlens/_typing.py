@@ -5,7 +5,6 @@ and as plot keywords. A function that takes a model takes anything that satisfie
 HookedTransformer today, a TransformerBridge as well later.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 DIMS = (
@@ -45,6 +44,3 @@ class Model(Protocol):
     def to_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Turn text into token ids."""
         ...
-
-
-Progress = Callable[[str, int, int], None]

@@ -110,8 +110,8 @@ def _windows(config: Any) -> Fields:
     }
 
 
-def _gpt2(config: Any) -> Fields:
-    _refuse(config, "add_cross_attention")
+def _gpt(config: Any) -> Fields:
+    """What GPT-2 and GPT-J call by the same names."""
     return {
         "d_model": config.n_embd,
         "d_head": config.n_embd // config.n_head,
@@ -121,6 +121,12 @@ def _gpt2(config: Any) -> Fields:
         "n_ctx": config.n_positions,
         "eps": config.layer_norm_epsilon,
         "act_fn": config.activation_function,
+    }
+
+
+def _gpt2(config: Any) -> Fields:
+    _refuse(config, "add_cross_attention")
+    return _gpt(config) | {
         "use_attn_scale": config.scale_attn_weights,
         "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
         "normalization_type": "LN",
@@ -214,15 +220,7 @@ def _gemma3(config: Any) -> Fields:
 
 
 def _gptj(config: Any) -> Fields:
-    return {
-        "d_model": config.n_embd,
-        "d_head": config.n_embd // config.n_head,
-        "n_heads": config.n_head,
-        "d_mlp": config.n_inner or 4 * config.n_embd,
-        "n_layers": config.n_layer,
-        "n_ctx": config.n_positions,
-        "eps": config.layer_norm_epsilon,
-        "act_fn": config.activation_function,
+    return _gpt(config) | {
         "positional_embedding_type": "rotary",
         "rotary_dim": config.rotary_dim,
         "rotary_adjacent_pairs": True,
