@@ -3,19 +3,25 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# A second environment for the TransformerLens that has only TransformerBridge.
+BRIDGE := .venv-bridge
+BRIDGE_LENS := 4.3.0
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fast docs clean
+.PHONY: help demo test test-bridge lint fast docs clean
 
 help:  ## Say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
 
 demo: $(VENV)/.run  ## Find a real model's task vectors; writes tvlens-demo/report.html
 	$(BIN)/tvlens demo
 
 test: lint  ## Lint, type check, all tests, coverage
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
+
+test-bridge: $(BRIDGE)/.dev  ## Tests that run models, without the real ones, on TransformerLens 4
+	$(BRIDGE)/bin/python -m pytest -m "not slow" $(BRIDGE_TESTS)
 
 fast: lint  ## Lint, type check, tests without real models
 	$(BIN)/python -m pytest -m "not slow"
@@ -37,14 +43,29 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@touch $@
 
 # pip before 25.1 knows no dependency groups, and a fresh environment may hold such a pip.
-GROUPS_OF = import tomllib; \
+GROUPS_OF = import sys, tomllib; \
   groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
-  print(*map(repr, groups["lint"] + groups["test"]))
+  print(*(repr(need) for name in sys.argv[1:] for need in groups[name]))
 
 $(VENV)/.dev: $(VENV)/.run
 	@echo "Installing what the tests need ..."
-	@$(PIP) install --constraint constraints.txt --editable '.[docs]' $(shell $(PYTHON) -c '$(GROUPS_OF)')
+	@$(PIP) install --constraint constraints.txt --editable '.[docs]' $(shell $(PYTHON) -c '$(GROUPS_OF)' lint test)
 	@touch $@
 
-clean:  ## Remove the environment and what the commands wrote
-	rm -rf $(VENV) tvlens-demo docs/_build
+# What no model has a part in is the same in both environments.
+BRIDGE_TESTS := $(addprefix tests/test_,bridge.py bridge_models.py cli.py injection.py layer_sweep.py models.py \
+  package.py prompts.py vectors.py) $(wildcard tests/test_engine*.py tests/test_model_*.py tests/test_patching*.py) tvlens
+
+# It stands on the first environment and has a TransformerLens of its own before that one's: seconds, not minutes.
+BELOW = import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))
+PURELIB = import sysconfig; print(sysconfig.get_path("purelib"))
+$(BRIDGE)/.dev: $(VENV)/.dev
+	@echo "Installing TransformerLens $(BRIDGE_LENS) into $(BRIDGE) ..."
+	@$(BIN)/python -m venv --without-pip $(BRIDGE)
+	@$(PIP) --python $(BRIDGE)/bin/python install --no-deps transformer-lens==$(BRIDGE_LENS)
+	@$(BIN)/python -c '$(BELOW)' > "$$($(BRIDGE)/bin/python -c '$(PURELIB)')/below.pth"
+	@$(BRIDGE)/bin/python -m pip check
+	@touch $@
+
+clean:  ## Remove the environments and what the commands wrote
+	rm -rf $(VENV) $(BRIDGE) tvlens-demo docs/_build

@@ -1,12 +1,34 @@
 """Each benchmark compares two ways to the same numbers: run small, they agree."""
 
-from benchmarks import layer_sweep, table
+import pytest
+
+from benchmarks import layer_sweep, memory, patching, suite, table
+from tests.tiny import needs_hooked
+
+KEYS = {"name", "ratio", "ours_s", "peer_s", "repeats", "max_abs_diff", "device"}
 
 
 def test_layer_sweep() -> None:
     record = layer_sweep.record("tiny", n=3, repeats=1)
     assert record["max_abs_diff"] < 1e-4
-    assert {"name", "ratio", "ours_s", "peer_s", "repeats", "max_abs_diff", "device"} <= set(record)
+    assert set(record) >= KEYS
+
+
+@pytest.mark.parametrize("backend", [pytest.param("hooked", marks=needs_hooked), "bridge"])
+@pytest.mark.parametrize("sweep", patching.SWEEPS)
+def test_patching(sweep: str, backend: str) -> None:
+    record = patching.record(sweep, backend=backend, size="tiny", length=8, repeats=1)
+    assert record["max_abs_diff"] < 1e-4 and set(record) >= KEYS
+
+
+def test_suite() -> None:
+    record = suite.record("tiny", n_tasks=2, n=3, repeats=1)
+    assert record["same"] == 1.0 and record["max_abs_diff"] < 1e-4 and set(record) >= KEYS
+
+
+def test_memory() -> None:
+    record = memory.record("tiny", n=20)
+    assert record["ratio"] > 1 and record["max_abs_diff"] < 1e-4 and set(record) >= KEYS
 
 
 def test_table_holds_every_task_and_the_means() -> None:

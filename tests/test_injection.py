@@ -1,5 +1,7 @@
 """Extract, inject and score: the same numbers by every road, and what they refuse."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -45,13 +47,14 @@ def test_extract_takes_layers_sites_and_positions() -> None:
 
 
 @pytest.mark.parametrize(("mode", "scale", "position"), [("replace", 1.0, -1), ("add", 0.7, -2)])
-def test_inject_score_and_engine_agree(mode: str, scale: float, position: int) -> None:
-    model = tiny.model("qwen2")
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_inject_score_and_engine_agree(mode: str, scale: float, position: int, kind: str) -> None:
+    model = tiny.model("qwen2", kind)
     made = prompts(model)
     theta = tv.extract(model, made)
     how = {"layer": 1, "mode": mode, "scale": scale, "position": position}
     scores = tv.score(model, made, view="zero_shot", vector=theta, **how)
-    edit = Edit("resid_post", 1, theta.at(1), position, mode, scale)
+    edit = Edit("resid_post", 1, theta.at(1), position=position, mode=mode, scale=scale)
     request = Request(made.zero_shot, cells=((edit,),), readout=LastLogits())
     logits = run(model, [request])[0].values["logits"][0]
     assert torch.equal(logits.argmax(dim=-1), scores.predicted)
@@ -74,8 +77,9 @@ def test_inject_leaves_no_hook_behind_even_after_an_error() -> None:
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
 
 
-def test_generation_with_a_cache_is_steered_at_the_prompt_only() -> None:
-    model = tiny.model("llama")
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_generation_with_a_cache_is_steered_at_the_prompt_only(kind: str) -> None:
+    model = tiny.model("llama", kind)
     theta = 3.0 * tv.extract(model, prompts(model)).mean()
     tokens = prompts(model).zero_shot.tokens[:1]
     options = {"max_new_tokens": 6, "do_sample": False, "verbose": False, "stop_at_eos": False}
@@ -95,16 +99,26 @@ def test_generation_with_a_cache_is_steered_at_the_prompt_only() -> None:
     assert torch.equal(cached, ids)
 
 
-def test_a_cache_from_before_the_block_is_steered_once() -> None:
+def cached_but_last(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
+    """Run all but the last token, and give what makes the model continue from there."""
+    if tv.facts(model).backend == "bridge":
+        _, past = model(tokens[:, :-1], return_type="logits_and_cache", use_cache=True)
+        return {"past_key_values": past}
     from transformer_lens import TransformerLensKeyValueCache
 
-    model = tiny.model("llama")
-    theta = 3.0 * tv.extract(model, prompts(model)).mean()
-    tokens = prompts(model).zero_shot.tokens[:1]
     cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
     model(tokens[:, :-1], past_kv_cache=cache)
+    return {"past_kv_cache": cache}
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_cache_from_before_the_block_is_steered_once(kind: str) -> None:
+    model = tiny.model("llama", kind)
+    theta = 3.0 * tv.extract(model, prompts(model)).mean()
+    tokens = prompts(model).zero_shot.tokens[:1]
+    past = cached_but_last(model, tokens)
     with tv.inject(model, theta, layer=1):
-        late = model(tokens[:, -1:], past_kv_cache=cache)[0, -1]
+        late = model(tokens[:, -1:], **past)[0, -1]
         fresh = model(tokens)[0, -1]
     torch.testing.assert_close(late, fresh, atol=1e-4, rtol=0)
 
@@ -184,7 +198,7 @@ def test_says_what_is_wrong() -> None:
         tv.extract(tiny.model("pythia"), prompts(tiny.model("pythia")), site="resid_mid")
     with pytest.raises(ValueError, match="a site of width d_model: .*; not 'z'"):
         tv.extract(model, made, site="z")
-    with pytest.raises(TypeError, match="a HookedTransformer is needed; str arrived"):
+    with pytest.raises(TypeError, match="a HookedTransformer or TransformerBridge is needed; str"):
         tv.extract("smollm2-135m", made)
     assert torch.equal(tv.extract(model, made, layers=[-1]).at(3), theta.at(3))
     early = TaskVector(theta.values[:, :1], (0,), site="resid_pre")

@@ -22,6 +22,7 @@ def small_llama(**settings: Any) -> Any:
     return model.eval()
 
 
+@tiny.needs_hooked
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -58,14 +59,15 @@ def test_settings_that_cannot_be_expressed(settings: dict[str, Any], message: st
         {"rms_norm_eps": 0.1},
     ],
 )
-def test_settings_that_a_plain_llama_has_not(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_settings_that_a_plain_llama_has_not(settings: dict[str, Any], kind: str) -> None:
     hf = small_llama(**settings)
     tokens = torch.arange(40)[None]
     # The control: the setting matters, so that equal logits mean it was carried over.
     if "head_dim" not in settings and "num_key_value_heads" not in settings:
         plain = small_llama()
         assert float((plain(tokens).logits - hf(tokens).logits).detach().abs().max()) > 1e-2
-    model: Any = load_model(hf, tokenizer=tiny.tokenizer("gpt2"), device="cpu")
+    model: Any = load_model(hf, tokenizer=tiny.tokenizer("gpt2"), device="cpu", backend=kind)
     assert difference(model, hf, tokens) <= 1e-4
 
 
@@ -108,8 +110,8 @@ def other_families() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(other_families()))
-def test_other_families(name: str) -> None:
+def other_family(name: str, kind: str) -> tuple[Any, Any]:
+    """A model of another family, as Hugging Face has it and as tvlens loads it."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         hf = transformers.AutoModelForCausalLM.from_config(
@@ -119,7 +121,13 @@ def test_other_families(name: str) -> None:
             parameter.data += 0.15 * torch.randn_like(parameter)
     hf.eval()
     tokenizer = tiny.tokenizer("llama" if name.startswith("gemma") else "gpt2")
-    model: Any = load_model(hf, tokenizer=tokenizer, device="cpu")
+    return hf, load_model(hf, tokenizer=tokenizer, device="cpu", backend=kind)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("name", sorted(other_families()))
+def test_other_families(name: str, kind: str) -> None:
+    hf, model = other_family(name, kind)
     assert type(hf).__name__ in supported_architectures()
     assert difference(model, hf, torch.arange(40)[None] + 5) <= 1e-4
 
@@ -149,6 +157,7 @@ def refused_configurations() -> dict[str, tuple[Any, str]]:
     }
 
 
+@tiny.needs_hooked
 @pytest.mark.parametrize("name", sorted(refused_configurations()))
 def test_configurations_that_cannot_be_expressed(name: str) -> None:
     config, message = refused_configurations()[name]
@@ -157,6 +166,7 @@ def test_configurations_that_cannot_be_expressed(name: str) -> None:
         load_model(hf, tokenizer=tiny.tokenizer("llama"), device="cpu")
 
 
+@tiny.needs_hooked
 def test_a_conversion_that_went_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvlens.models.hooked import config as hooked_config
 
@@ -168,6 +178,7 @@ def test_a_conversion_that_went_wrong_is_refused(monkeypatch: pytest.MonkeyPatch
         load_model(tiny.hf("qwen2"), tokenizer=tiny.tokenizer("qwen2"), device="cpu")
 
 
+@tiny.needs_hooked
 def test_weights_of_another_shape_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvlens.models.hooked import config as hooked_config
 
@@ -179,6 +190,7 @@ def test_weights_of_another_shape_are_refused(monkeypatch: pytest.MonkeyPatch) -
         load_model(tiny.hf("qwen2"), tokenizer=tiny.tokenizer("qwen2"), device="cpu")
 
 
+@tiny.needs_hooked
 def test_norms_that_cannot_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformer_lens.utilities import architectures
 
@@ -189,6 +201,7 @@ def test_norms_that_cannot_be_folded(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+@tiny.needs_hooked
 def test_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvlens.models.hooked import config as hooked_config
 
@@ -200,6 +213,7 @@ def test_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         load_model(tiny.hf("qwen2"), tokenizer=tiny.tokenizer("qwen2"), device="cpu")
 
 
+@tiny.needs_hooked
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
@@ -216,8 +230,9 @@ def test_models_that_are_not_plain(
         load_model(hf, tokenizer=tiny.tokenizer("gpt2"), device="cpu")
 
 
-def test_weights_that_are_not_in_memory() -> None:
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_weights_that_are_not_in_memory(kind: str) -> None:
     hf = small_llama()
     hf.model.layers[0].to("meta")
     with pytest.raises(UnsupportedModelError, match="not in memory"):
-        load_model(hf, tokenizer=tiny.tokenizer("gpt2"), device="cpu")
+        load_model(hf, tokenizer=tiny.tokenizer("gpt2"), device="cpu", backend=kind)

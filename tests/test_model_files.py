@@ -32,11 +32,12 @@ def save_folder(folder: Path, name: str = "llama") -> Path:
     return folder
 
 
+@pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
-def test_folder(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_folder(name: str, kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = save_folder(tmp_path / "my-model", name)
     capfd.readouterr()
-    model: Any = load_model(str(folder), device="cpu")
+    model: Any = load_model(str(folder), device="cpu", backend=kind)
     assert capfd.readouterr() == ("", "")
     assert_same(model, name)
     found = facts(model)
@@ -141,7 +142,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read(name: str, **options: Any) -> Any:
         seen.update(options, name=name)
-        return tiny.hf("qwen2")
+        return copy.deepcopy(tiny.hf("qwen2"))
 
     monkeypatch.setattr(_files, "_read_model", read)
     # A copy: what is read from the hub is ours to change.
@@ -153,6 +154,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.source, found.name, found.revision) == ("hub", "someone/something", "v1")
 
 
+@tiny.needs_hooked
 def test_models_that_only_transformer_lens_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformer_lens import HookedTransformer
 
@@ -179,6 +181,7 @@ def test_models_that_only_transformer_lens_reads(monkeypatch: pytest.MonkeyPatch
     assert seen["hf_model"] is tiny.hf("gpt2")
 
 
+@tiny.needs_hooked
 def test_the_right_loader_for_folding(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformer_lens import HookedTransformer
 

@@ -1,8 +1,17 @@
 """Tiny random models and tokenizers of five families, made in memory in well under a second."""
 
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
+import pytest
+
+# The TransformerLens classes that the installed TransformerLens has.
+HAS_HOOKED = int(version("transformer-lens").split(".")[0]) < 4
+KINDS = ("hooked", "bridge") if HAS_HOOKED else ("bridge",)
+needs_hooked = pytest.mark.skipif(
+    not HAS_HOOKED, reason="this TransformerLens has no HookedTransformer"
+)
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "gemma3", "pythia")
 
 _TEXT = (
@@ -41,11 +50,12 @@ def tokenizer(name: str) -> Any:
 
 
 @cache
-def model(name: str) -> Any:
-    """The tiny model as a HookedTransformer, loaded by tvlens. Shared: do not change it."""
+def model(name: str, kind: str = "auto", processing: str = "none") -> Any:
+    """The tiny model, loaded by tvlens. Shared: do not change it."""
     from tvlens import load_model
 
-    return load_model(hf(name), tokenizer=tokenizer(name), device="cpu")
+    settings = {"backend": kind, "processing": processing}
+    return load_model(hf(name), tokenizer=tokenizer(name), device="cpu", **settings)
 
 
 def difference(model: Any, hf: Any, tokens: Any, *, log_probs: bool = False) -> float:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from tvlens.models import facts as facts
     from tvlens.models import list_models as list_models
     from tvlens.models import load_model as load_model
+    from tvlens.patching import Patching as Patching
+    from tvlens.patching import ablate as ablate
+    from tvlens.patching import patch as patch
+    from tvlens.patching import patch_paths as patch_paths
+    from tvlens.patching import trace as trace
     from tvlens.prompts import Prompts as Prompts
     from tvlens.prompts import build_prompts as build_prompts
     from tvlens.reports import report as report
@@ -53,6 +58,11 @@ _HOME = {
     "extract": "tvlens.extraction",
     "inject": "tvlens.injection",
     "score": "tvlens.scoring",
+    "patch": "tvlens.patching",
+    "ablate": "tvlens.patching",
+    "trace": "tvlens.patching",
+    "patch_paths": "tvlens.patching",
+    "Patching": "tvlens.patching",
     "layer_sweep": "tvlens.experiments.layer_sweep",
     "LayerSweep": "tvlens.experiments.layer_sweep",
     "Result": "tvlens.results",

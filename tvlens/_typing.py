@@ -2,7 +2,7 @@
 
 Dimension names are the same everywhere: in jaxtyping strings, as xarray dimensions, as DataFrame columns
 and as plot keywords. A function that takes a model takes anything that satisfies `Model`: a
-HookedTransformer today, a TransformerBridge as well later.
+HookedTransformer or a TransformerBridge.
 """
 
 from typing import Any, Protocol, runtime_checkable

@@ -25,6 +25,8 @@ def extract(
     site: str = "resid_post",
     layers: Sequence[int] | None = None,
     position: int = -1,
+    plan: str = "auto",
+    memory: int | None = None,
 ) -> TaskVector:
     """Read theta(S) of every prompt's demonstrations, as Hendel et al. do.
 
@@ -34,6 +36,8 @@ def extract(
         site: Where to read; a site of width d_model.
         layers: Which layers, negative ones from the end; all if not given.
         position: Token position; -1 is the last token.
+        plan: How the engine runs the prompts, see `tvlens.engine.run`.
+        memory: Bytes that the engine's activations may take.
 
     Returns:
         One theta for each set of demonstrations and layer, averaged over the dummy queries.
@@ -53,7 +57,7 @@ def extract(
         Hendel, Geva, Globerson 2023, arXiv:2310.15916, section 3.1.
     """
     requests = dummy_requests(model, prompts, site=site, layers=layers, position=position)
-    return average(model, prompts, requests, run(model, requests))
+    return average(model, prompts, requests, run(model, requests, plan=plan, memory=memory))
 
 
 def dummy_requests(

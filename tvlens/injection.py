@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tvlens.engine import Edit
 from tvlens.models.runner import runner
-from tvlens.sites import check_layer, hook_name
+from tvlens.sites import check_layer
 from tvlens.vectors import TaskVector
 
 
@@ -66,8 +66,9 @@ def inject(
         raise ValueError(
             "layer 0's resid_pre is the embedding; inject from its resid_post upwards."
         )
-    edit = Edit(vector.site, layer, vector.at(layer), position, mode, scale)
-    if not runner(model).has(vector.site, layer):
+    edit = Edit(vector.site, layer, vector.at(layer), position=position, mode=mode, scale=scale)
+    driver = runner(model)
+    if not driver.has(vector.site, layer):
         raise ValueError(f"this model has no site {vector.site!r} at layer {layer}.")
     continues, steered = [False], [False]
 
@@ -79,32 +80,36 @@ def inject(
         skip, continues[0] = continues[0] and steered[0], False
         if skip:
             return activation
-        _check_rows(edit, activation)
+        _check_rows(len(edit.given), position, activation)
         steered[0] = True
         changed = activation.clone()
-        changed[:, position] = edit.apply(activation[:, position])
+        new = edit.scale * edit.given.to(activation)
+        changed[:, position] = new if edit.mode == "replace" else new + activation[:, position]
         return changed
 
-    hooks = [("blocks.0.attn.hook_pattern", watch), (hook_name(vector.site, layer), write)]
-    with model.hooks(fwd_hooks=hooks):
+    hooks = [
+        (driver.hook_name("pattern", 0), watch),
+        (driver.hook_name(vector.site, layer), write),
+    ]
+    with driver.hooked(hooks):
         yield model
 
 
-def _check_rows(edit: Edit, activation: Tensor) -> None:
+def _check_rows(n_vectors: int, position: int, activation: Tensor) -> None:
     """Refuse a batch that the vector or the position does not fit."""
     rows, width = activation.shape[:2]
-    if len(edit.values) not in (1, rows):
+    if n_vectors not in (1, rows):
         raise ValueError(
-            f"this vector has {len(edit.values)} sets of demonstrations, but the batch has {rows} "
+            f"this vector has {n_vectors} sets of demonstrations, but the batch has {rows} "
             "rows. Give one row for each, or take .mean()."
         )
-    if not -width <= edit.position < width:
+    if not -width <= position < width:
         raise ValueError(
-            f"position {edit.position} asked for, but this prompt has {width} tokens: "
+            f"position {position} asked for, but this prompt has {width} tokens: "
             f"{-width} to {width - 1}."
         )
-    if edit.position >= 0 and rows > 1:
+    if position >= 0 and rows > 1:
         raise ValueError(
-            f"position {edit.position} counts from the start, where rows may be padded; "
+            f"position {position} counts from the start, where rows may be padded; "
             "count from the end (-1 is the last token), or run one row."
         )

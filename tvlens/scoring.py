@@ -62,6 +62,8 @@ def score(
     mode: str = "replace",
     scale: float = 1.0,
     position: int = -1,
+    plan: str = "auto",
+    memory: int | None = None,
 ) -> Scores:
     """Run prompts, with a task vector injected if one is given, and mark the answers.
 
@@ -75,6 +77,8 @@ def score(
         mode: ``"replace"`` or ``"add"``.
         scale: Factor on the vector.
         position: Token position that is edited.
+        plan: How the engine runs the prompts, see `tvlens.engine.run`.
+        memory: Bytes that the engine's activations may take.
 
     Returns:
         Outcomes of all prompts.
@@ -98,9 +102,12 @@ def score(
             raise ValueError("a vector needs a layer to go into: score(..., vector=v, layer=14).")
         vector.check(model)
         layer = check_layer(layer, model.cfg.n_layers)
-        cell = (Edit(vector.site, layer, vector.at(layer), position, mode, scale),)
+        cell = (
+            Edit(vector.site, layer, vector.at(layer), position=position, mode=mode, scale=scale),
+        )
     readout = FirstToken(prompts.answer_ids)
-    (output,) = run(model, [Request(batch, cells=(cell,), readout=readout)])
+    request = Request(batch, cells=(cell,), readout=readout)
+    (output,) = run(model, [request], plan=plan, memory=memory)
     values = {name: tensor[0].cpu() for name, tensor in output.values.items()}
     text = tuple(model.tokenizer.decode([i]) for i in values["predicted"].tolist())
     return Scores(**values, text=text, queries=prompts.queries)

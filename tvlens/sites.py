@@ -1,7 +1,9 @@
 """The one vocabulary of hook sites: which activations have a name, and where a model keeps them.
 
 A site is a place that every layer has, such as the residual stream after the block. Users say
-``site="resid_post"``; the spelling a TransformerLens model uses for it lives here and nowhere else.
+``site="resid_post"``; the spellings TransformerLens models use for it live here and nowhere else. A
+HookedTransformer has one. A TransformerBridge has names of its own and, as aliases that upstream may
+remove, the HookedTransformer's as well.
 """
 
 from dataclasses import dataclass
@@ -15,46 +17,79 @@ class Site:
 
     Attributes:
         name: The word used throughout tvlens.
-        hook: The hook point's name, with the layer to be filled in.
+        hook: The hook point's name in a HookedTransformer, with the layer to be filled in.
+        native: Its names in a TransformerBridge; the first that a model has is meant.
         dims: Names of the axes after batch and position.
         meaning: What the activation is, in a few words.
     """
 
     name: str
     hook: str
+    native: tuple[str, ...]
     dims: tuple[str, ...]
     meaning: str
 
 
+def _site(
+    name: str, hook: str, native: tuple[str, ...], dims: tuple[str, ...], meaning: str
+) -> Site:
+    block = "blocks.{layer}."
+    return Site(name, block + hook, tuple(block + name for name in native), dims, meaning)
+
+
+_MODEL, _HEAD = ("d_model",), ("head", "d_head")
+
 SITES: dict[str, Site] = {
     site.name: site
     for site in (
-        Site("resid_pre", "blocks.{layer}.hook_resid_pre", ("d_model",), "residual before a block"),
-        Site(
-            "resid_mid", "blocks.{layer}.hook_resid_mid", ("d_model",), "residual after attention"
+        _site("resid_pre", "hook_resid_pre", ("hook_in",), _MODEL, "residual before a block"),
+        _site(
+            "resid_mid",
+            "hook_resid_mid",
+            ("ln2.hook_in", "mlp.hook_in"),
+            _MODEL,
+            "residual after attention",
         ),
-        Site(
-            "resid_post", "blocks.{layer}.hook_resid_post", ("d_model",), "residual after a block"
+        _site("resid_post", "hook_resid_post", ("hook_out",), _MODEL, "residual after a block"),
+        # With norms after the layers, what is added to the residual is what they give.
+        _site(
+            "attn_out",
+            "hook_attn_out",
+            ("ln1_post.hook_out", "attn.hook_out"),
+            _MODEL,
+            "what attention adds",
         ),
-        Site("attn_out", "blocks.{layer}.hook_attn_out", ("d_model",), "what attention adds"),
-        Site("mlp_out", "blocks.{layer}.hook_mlp_out", ("d_model",), "what the MLP adds"),
-        Site("z", "blocks.{layer}.attn.hook_z", ("head", "d_head"), "head outputs before W_O"),
-        Site("q", "blocks.{layer}.attn.hook_q", ("head", "d_head"), "queries"),
-        Site("k", "blocks.{layer}.attn.hook_k", ("head", "d_head"), "keys"),
-        Site("v", "blocks.{layer}.attn.hook_v", ("head", "d_head"), "values"),
+        _site(
+            "mlp_out",
+            "hook_mlp_out",
+            ("ln2_post.hook_out", "mlp.hook_out"),
+            _MODEL,
+            "what the MLP adds",
+        ),
+        _site("z", "attn.hook_z", ("attn.o.hook_in",), _HEAD, "head outputs before W_O"),
+        _site("q", "attn.hook_q", ("attn.q.hook_out",), _HEAD, "queries"),
+        _site("k", "attn.hook_k", ("attn.k.hook_out",), _HEAD, "keys"),
+        _site("v", "attn.hook_v", ("attn.v.hook_out",), _HEAD, "values"),
+        _site(
+            "pattern",
+            "attn.hook_pattern",
+            ("attn.hook_pattern",),
+            ("head", "key"),
+            "attention weights",
+        ),
     )
 }
 
 
 def hook_name(site: str, layer: int) -> str:
-    """Give the hook point's name of a site in a layer.
+    """Give the hook point's name of a site in a layer of a HookedTransformer.
 
     Args:
         site: A name from `SITES`.
         layer: The layer, from 0.
 
     Returns:
-        The name TransformerLens uses, e.g. ``"blocks.3.hook_resid_post"``.
+        The name, e.g. ``"blocks.3.hook_resid_post"``.
 
     Raises:
         ValueError: The site is unknown; the nearest names are offered.
@@ -66,6 +101,28 @@ def hook_name(site: str, layer: int) -> str:
     if site not in SITES:
         raise unknown("site", site, SITES)
     return SITES[site].hook.format(layer=layer)
+
+
+def native_names(site: str, layer: int) -> tuple[str, ...]:
+    """Give the names that a site in a layer may have in a TransformerBridge, the likeliest first.
+
+    Args:
+        site: A name from `SITES`.
+        layer: The layer, from 0.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: The site is unknown; the nearest names are offered.
+
+    Example:
+        >>> native_names("attn_out", 3)
+        ('blocks.3.ln1_post.hook_out', 'blocks.3.attn.hook_out')
+    """
+    if site not in SITES:
+        raise unknown("site", site, SITES)
+    return tuple(name.format(layer=layer) for name in SITES[site].native)
 
 
 def check_layer(layer: int, n_layers: int) -> int:

@@ -28,7 +28,8 @@ def tiny_model() -> Model:
     """Build the tiny model, always with the same random weights.
 
     Returns:
-        A HookedTransformer: 2 layers, width 32, 4 query heads and 2 key-value heads.
+        A HookedTransformer, or on TransformerLens 4 a TransformerBridge: 2 layers, width 32, 4 query
+        heads and 2 key-value heads.
 
     Example:
         >>> tiny_model().cfg.n_layers

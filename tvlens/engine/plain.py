@@ -1,10 +1,11 @@
 """The plain plan: one ordinary forward over whole prompts for every cell.
 
-Slow and obviously right, it is what the faster plan is tested against, and what runs when someone's own
+Slow and obviously right, it is what the faster plans are tested against, and what runs when someone's own
 hooks sit on the model and may rely on seeing whole prompts.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,45 +13,83 @@ import torch
 from torch import Tensor
 
 from tvlens.encoding import TokenBatch
-from tvlens.engine.request import Edit, Output, Read, Request
+from tvlens.engine.request import Edit, Read, Request, Taken
 from tvlens.models.runner import Runner
-from tvlens.sites import hook_name
+
+Kept = tuple[list[Tensor], dict[str, Tensor]]
 
 
-def run_plain(runner: Runner, requests: Sequence[Request]) -> list[Output]:
+def run_plain(runner: Runner, requests: Sequence[Request]) -> list[Kept]:
     """Run every cell of every request by itself.
 
     Args:
-        runner: The model, block by block.
+        runner: The model.
         requests: What to run.
 
     Returns:
-        One output for each request.
+        For each request what its reads kept and what its readout computed.
     """
-    return [_run(runner, request) for request in requests]
+    known: dict[tuple[int, str, int], Tensor] = {}
+    return [_run(runner, _with_values(runner, requests, each, known)) for each in requests]
 
 
-def _run(runner: Runner, request: Request) -> Output:
-    cells = [_run_cell(runner, request, cell) for cell in request.cells]
-    return Output(
-        activations=tuple(torch.stack([c[0][i] for c in cells]) for i in range(len(request.reads))),
-        values={key: torch.stack([c[1][key] for c in cells]) for key in cells[0][1]},
-        plan="plain: one whole forward for each cell",
+def _with_values(
+    runner: Runner,
+    requests: Sequence[Request],
+    request: Request,
+    known: dict[tuple[int, str, int], Tensor],
+) -> Request:
+    """Read what edits take from other requests' clean runs, and give the edits these values."""
+    cells = tuple(
+        tuple(_with_value(runner, requests, edit, known) for edit in cell) for cell in request.cells
     )
+    return replace(request, cells=cells)
 
 
-def _run_cell(
-    runner: Runner, request: Request, cell: tuple[Edit, ...]
-) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _with_value(
+    runner: Runner,
+    requests: Sequence[Request],
+    edit: Edit,
+    known: dict[tuple[int, str, int], Tensor],
+) -> Edit:
+    if not isinstance(edit.values, Taken):
+        return edit
+    key = (edit.values.request, edit.site, edit.layer)
+    if key not in known:
+        read = Read(edit.site, (edit.layer,), None)
+        clean = Request(requests[key[0]].batch, reads=(read,))
+        known[key] = _run(runner, clean)[0][0][0, :, 0]
+    values = known[key]
+    if edit.position is not None:
+        length = requests[key[0]].batch.lengths.to(values.device)
+        at = length + edit.position if edit.position < 0 else torch.full_like(length, edit.position)
+        at = torch.minimum(at.clamp_min(0), length - 1)
+        values = values[torch.arange(len(at), device=values.device), at]
+    if edit.head is not None:
+        values = values.select(1 if edit.position is not None else 2, edit.head)
+    return replace(edit, values=values)
+
+
+def _run(runner: Runner, request: Request) -> Kept:
+    cells = [_run_cell(runner, request, cell) for cell in request.cells]
+    reads = [torch.stack([kept[i] for kept, _ in cells]) for i in range(len(request.reads))]
+    return reads, {key: torch.stack([values[key] for _, values in cells]) for key in cells[0][1]}
+
+
+def _run_cell(runner: Runner, request: Request, cell: tuple[Edit, ...]) -> Kept:
     batch = request.batch
     kept: list[dict[int, Tensor]] = [{} for _ in request.reads]
     hooks: list[tuple[str, Any]] = [
-        (hook_name(edit.site, edit.layer), partial(_edit, edit=edit, batch=batch)) for edit in cell
+        (runner.hook_name(edit.site, edit.layer), partial(_edit, edit=edit, batch=batch))
+        for edit in cell
     ]
     # Reads come after edits, so that a read of an edited site sees the edit.
     for read, store in zip(request.reads, kept, strict=True):
         hooks += [
-            (hook_name(read.site, layer), partial(_read, read=read, batch=batch, store=store))
+            (
+                runner.hook_name(read.site, layer),
+                partial(_read, read=read, batch=batch, store=store, layer=layer),
+            )
             for layer in read.layers
         ]
     tokens, mask = batch.tokens.to(runner.device), batch.mask.long().to(runner.device)
@@ -62,29 +101,61 @@ def _run_cell(
     if request.readout is None:
         return reads, {}
     prompts = torch.arange(len(batch), device=resid.device)
-    return reads, dict(request.readout(runner.logits(resid[:, -1]), prompts))
+    columns = request.readout.columns
+    columns = None if columns is None else columns.to(resid.device)
+    logits = runner.logits(resid[:, -1], columns)
+    return reads, dict(request.readout(logits, prompts.to(logits.device)))
 
 
-def _columns(batch: TokenBatch, position: int, device: torch.device) -> Tensor:
-    """Where a position, given from the start or the end of each prompt, lies in the padded batch."""
-    width = batch.tokens.shape[1]
-    lengths = batch.lengths.to(device)
-    return (
-        torch.full_like(lengths, width) + position if position < 0 else width - lengths + position
-    )
+def _own(activation: Tensor, site: str, prompt: int, length: int) -> Tensor:
+    """A view of one prompt's part of a left-padded activation: position, then the site's axes."""
+    if site == "pattern":  # batch head query key
+        return activation[prompt, :, -length:, -length:].transpose(0, 1)
+    return activation[prompt, -length:]
 
 
 def _edit(activation: Tensor, hook: Any, *, edit: Edit, batch: TokenBatch) -> Tensor:
-    at = _columns(batch, edit.position, activation.device)
-    every = torch.arange(len(at), device=activation.device)
     changed = activation.clone()
-    changed[every, at] = edit.apply(activation[every, at])
+    for prompt, length in enumerate(batch.lengths.tolist()):
+        if edit.where is not None and not edit.where[prompt]:
+            continue
+        own = _own(changed, edit.site, prompt, length)
+        new = edit.given[prompt if len(edit.given) > 1 else 0].to(own)
+        if edit.position is None:
+            new = new[:length]
+        else:
+            own, new = own[edit.position][None], new[None]
+        if edit.head is not None:
+            own = own[:, edit.head]
+        if edit.site == "pattern":
+            new = new[..., :length]
+        new = edit.scale * new
+        own.copy_(new if edit.mode == "replace" else own + new)
     return changed
 
 
 def _read(
-    activation: Tensor, hook: Any, *, read: Read, batch: TokenBatch, store: dict[int, Tensor]
+    activation: Tensor,
+    hook: Any,
+    *,
+    read: Read,
+    batch: TokenBatch,
+    store: dict[int, Tensor],
+    layer: int,
 ) -> None:
-    at = _columns(batch, read.position, activation.device)
-    every = torch.arange(len(at), device=activation.device)
-    store[hook.layer()] = activation[every, at]
+    width = batch.tokens.shape[1]
+    rows = []
+    for prompt, length in enumerate(batch.lengths.tolist()):
+        own = _own(activation, read.site, prompt, length)
+        kept = own if read.position is None else own[read.position][None]
+        whole = kept.new_zeros(
+            (width if read.position is None else 1, *kept.shape[1:-1], _last(kept, read, width))
+        )
+        whole[: len(kept), ..., : kept.shape[-1]] = kept
+        rows.append(whole if read.position is None else whole[0])
+    store[layer] = torch.stack(rows)
+
+
+def _last(kept: Tensor, read: Read, width: int) -> int:
+    """Size of the last axis: a pattern's keys go up to the longest prompt."""
+    return width if read.site == "pattern" else kept.shape[-1]

@@ -4,19 +4,36 @@ A *cell* is one way of running the prompts: a tuple of edits, empty for the clea
 cells over the same prompts. The request says nothing about how it is run; that is the plan's business.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tvlens._errors import unknown
 from tvlens.encoding import TokenBatch
+from tvlens.engine.readout import Readout
 from tvlens.sites import SITES
 
 MODES = ("replace", "add")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Values that stand at the same place in the clean run of another request of the same call.
+
+    Both runs go up the stack side by side, so nothing has to be kept: the way to exchange activations.
+
+    Attributes:
+        request: Number of the other request. Its prompt i is where prompt i's values come from.
+    """
+
+    request: int
+
+
+# One row for each prompt, or one for all of them.
+Values = Float[Tensor, " row *site"] | Taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,29 +43,49 @@ class Edit:
     Attributes:
         site: Name of the site, see `tvlens.sites.SITES`.
         layer: Layer, from 0.
-        values: What is written, for every prompt (or one row for all of them).
-        position: Token position; negative counts from the end of each prompt.
+        values: What is written, for every prompt (or one row for all of them): the site's own axes, the
+            head's left out where ``head`` is given. Where ``position`` is None, positions come second. Or
+            `Taken`, from another run (for every site but ``pattern``).
+        position: Token position; negative counts from the end of each prompt. None is every position;
+            values then begin at each prompt's first token (or have one position for all of them).
+        head: Head, for a site that has heads; None is all of them.
         mode: ``"replace"`` writes ``scale * values``; ``"add"`` adds it to what is there.
         scale: Factor on the values.
+        where: Prompts in which the edit takes place; None is all. The others run as if it were not there.
     """
 
     site: str
     layer: int
-    values: Float[Tensor, " prompt *site"]
-    position: int = -1
+    values: Values
+    position: int | None = -1
+    head: int | None = None
     mode: str = "replace"
     scale: float = 1.0
+    where: Bool[Tensor, " prompt"] | None = None
 
     def __post_init__(self) -> None:
         if self.site not in SITES:
             raise unknown("site", self.site, SITES)
         if self.mode not in MODES:
             raise unknown("mode", self.mode, MODES)
+        if self.head is not None and "head" not in SITES[self.site].dims:
+            headed = [name for name, site in SITES.items() if "head" in site.dims]
+            raise ValueError(f"{self.site} has no heads; these sites have: {', '.join(headed)}.")
 
-    def apply(self, old: Float[Tensor, " prompt *site"]) -> Float[Tensor, " prompt *site"]:
-        """Give the activation's new value for every prompt, in the old one's type and place."""
-        new = (self.scale * self.values).to(old)
-        return (new if self.mode == "replace" else old + new).expand_as(old)
+    def rows(self, rows: slice) -> "Edit":
+        """The same edit for a range of the prompts."""
+        values = self.values
+        if not isinstance(values, Taken) and len(values) > 1:
+            values = values[rows]
+        where = None if self.where is None else self.where[rows]
+        return replace(self, values=values, where=where)
+
+    @property
+    def given(self) -> Float[Tensor, " row *site"]:
+        """The values, where they are not taken from another run."""
+        if isinstance(self.values, Taken):
+            raise ValueError(f"the values are taken from request {self.values.request} in its run.")
+        return self.values
 
 
 @dataclass(frozen=True)
@@ -58,27 +95,17 @@ class Read:
     Attributes:
         site: Name of the site, see `tvlens.sites.SITES`.
         layers: Layers, from 0.
-        position: Token position; negative counts from the end of each prompt.
+        position: Token position; negative counts from the end of each prompt. None keeps every position,
+            from each prompt's first token on, with zeros after its last.
     """
 
     site: str
     layers: tuple[int, ...]
-    position: int = -1
+    position: int | None = -1
 
     def __post_init__(self) -> None:
         if self.site not in SITES:
             raise unknown("site", self.site, SITES)
-
-
-@runtime_checkable
-class Readout(Protocol):
-    """Turns last-position logits into the few numbers that are kept; whole logits seldom are."""
-
-    def __call__(
-        self, logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]
-    ) -> Mapping[str, Tensor]:
-        """Reduce the logits of some rows; ``prompt`` says which prompt each row runs."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +124,40 @@ class Request:
     reads: tuple[Read, ...] = ()
     readout: Readout | None = None
 
-    def positions(self) -> set[int]:
-        """All positions that are edited or read, as they were given."""
-        edited = {edit.position for cell in self.cells for edit in cell}
-        return edited | {read.position for read in self.reads} | {-1}
+    def part(self, prompts: slice, cells: slice) -> "Request":
+        """The same request for a range of its prompts and of its cells."""
+        chosen = tuple(tuple(edit.rows(prompts) for edit in cell) for cell in self.cells[cells])
+        readout = self.readout.rows(prompts) if self.readout is not None else None
+        return Request(self.batch.rows(prompts), chosen, self.reads, readout)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a request was run, and why so.
+
+    Attributes:
+        name: ``"suffix"``, ``"growing"`` or ``"plain"``.
+        reason: Why this plan was taken.
+        seconds: What each plan was expected to take, from measured costs; empty where there was no choice.
+        tokens: How many tokens went through each block, over all chunks, on average over the blocks.
+        chunks: In how many parts the request was run.
+        bytes: Memory the largest part was expected to take, activations alone.
+    """
+
+    name: str
+    reason: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    chunks: int = 1
+    bytes: int = 0
+
+    def __str__(self) -> str:
+        costs = ", ".join(f"{name} {cost:.2g} s" for name, cost in self.seconds.items())
+        expected = f"; expected: {costs}" if costs else ""
+        return (
+            f"{self.name}: {self.reason}{expected}; {self.tokens} tokens a block, "
+            f"{self.chunks} chunks, {self.bytes / 2**20:.0f} MB"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,52 +165,41 @@ class Output:
     """What came back.
 
     Attributes:
-        activations: One tensor for each `Read`: cell, prompt, layer, then the site's own axes.
+        activations: One tensor for each `Read`: cell, prompt, layer, position where all were read, then
+            the site's own axes.
         values: What the readout computed, by its names, with cell and prompt in front.
-        plan: How it was run, in words.
+        plan: How it was run, and why so.
     """
 
     # Layers and axes differ from read to read, so they have no common name.
     activations: tuple[Float[Tensor, "cell prompt _ ..."], ...]
     values: dict[str, Tensor]
-    plan: str
+    plan: Plan
 
 
-@dataclass(frozen=True)
-class LastLogits:
-    """Readout that keeps the whole logits: `d_vocab` numbers for each prompt and cell."""
+def join(parts: list[Output], *, dim: int) -> Output:
+    """Put parts of one request together again, along cells (0) or prompts (1)."""
+    first = parts[0]
+    return Output(
+        activations=tuple(
+            torch.cat(_as_wide(tensors, dim), dim=dim)
+            for tensors in zip(*(part.activations for part in parts), strict=True)
+        ),
+        values={
+            key: torch.cat([part.values[key] for part in parts], dim=dim) for key in first.values
+        },
+        plan=first.plan,
+    )
 
-    def __call__(
-        self, logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]
-    ) -> Mapping[str, Tensor]:
-        """Keep everything."""
-        return {"logits": logits}
 
-
-@dataclass(frozen=True)
-class FirstToken:
-    """Readout for first-token scoring: the predicted token, and how likely the right ones were.
-
-    Attributes:
-        answer_ids: For each prompt, the token ids that count as right.
-    """
-
-    answer_ids: tuple[tuple[int, ...], ...]
-
-    def __call__(
-        self, logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]
-    ) -> Mapping[str, Tensor]:
-        """Give, for each row, the prediction, whether it is right, and log probabilities (nats)."""
-        width = max(map(len, self.answer_ids))
-        padded = torch.tensor([[*ids, *[ids[0]] * (width - len(ids))] for ids in self.answer_ids])
-        accepted = padded.to(logits.device)[prompt]
-        # In pieces that stay in a CPU's cache: one piece of all rows takes twice as long.
-        total = torch.cat([rows.float().logsumexp(dim=-1) for rows in logits.split(16)])
-        best, predicted = logits.max(dim=-1)
-        answers = logits.gather(1, accepted).float().amax(dim=-1)
-        return {
-            "predicted": predicted,
-            "correct": (predicted[:, None] == accepted).any(dim=-1),
-            "log_prob": best.float() - total,
-            "answer_log_prob": answers - total,
-        }
+def _as_wide(parts: tuple[Tensor, ...], dim: int) -> list[Tensor]:
+    """Fill up with zeros: the longest prompt of one part may be shorter than that of another."""
+    shape = [max(sizes) for sizes in zip(*(part.shape for part in parts), strict=True)]
+    wide = []
+    for part in parts:
+        missing = [n - size for n, size in zip(shape, part.shape, strict=True)]
+        missing[dim] = 0
+        wide.append(
+            pad(part, [n for m in reversed(missing) for n in (0, m)]) if any(missing) else part
+        )
+    return wide

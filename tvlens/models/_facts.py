@@ -16,7 +16,7 @@ class ModelFacts:
         name: What the model goes by.
         source: ``"wheel"``, ``"folder"``, ``"gguf"``, ``"memory"``, ``"hub"`` or ``"in hand"``.
         architecture: The Hugging Face class the weights come from, or ``"custom"``.
-        backend: The TransformerLens class that runs it: ``"hooked"``.
+        backend: The TransformerLens class that runs it: ``"hooked"`` or ``"bridge"``.
         processing: ``"none"`` for raw weights, ``"fold"`` for TransformerLens' standard processing.
         prepend_bos: Whether prompts begin with the BOS token.
         revision: The commit of a model from the hub.
@@ -82,13 +82,13 @@ def facts(model: Model) -> ModelFacts:
     true after ``model.to(...)``; only the origin is remembered from loading.
 
     Args:
-        model: A HookedTransformer from `load_model` or from anywhere else.
+        model: A HookedTransformer or TransformerBridge from `load_model` or from anywhere else.
 
     Returns:
         The facts.
 
     Raises:
-        TypeError: The object is no HookedTransformer.
+        TypeError: The object is neither.
 
     Example:
         >>> from tvlens.testing import tiny_model
@@ -97,21 +97,20 @@ def facts(model: Model) -> ModelFacts:
     """
     from importlib.metadata import version
 
-    from tvlens.models.hooked import convert
-
-    if not convert.is_hooked(model):
+    kind = kind_of(model)
+    if kind is None:
         raise TypeError(
-            f"facts needs a HookedTransformer, got a {type(model).__name__}: load it with "
-            "tvlens.load_model first."
+            f"facts needs a HookedTransformer or TransformerBridge, got a {type(model).__name__}: "
+            "load it with tvlens.load_model first."
         )
     cfg = model.cfg
     weight = next(iter(model.parameters()))  # pyright: ignore[reportAttributeAccessIssue]
     origin = _origins.get(model) or Origin(name=cfg.model_name, source="in hand")
     return ModelFacts(
         **dataclasses.asdict(origin),
-        architecture=cfg.original_architecture or "custom",
-        backend="hooked",
-        processing=convert.processing_of(model),
+        architecture=_architecture(model) or "custom",
+        backend=kind,
+        processing=_processing(model),
         prepend_bos=bool(cfg.default_prepend_bos and model.tokenizer is not None),
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
@@ -122,3 +121,26 @@ def facts(model: Model) -> ModelFacts:
         device=str(weight.device),
         transformer_lens=version("transformer-lens"),
     )
+
+
+def kind_of(model: Any) -> str | None:
+    """Say which TransformerLens class a model is: ``"hooked"``, ``"bridge"``, or None for neither."""
+    from tvlens.models.bridge.convert import is_bridge
+    from tvlens.models.hooked.convert import is_hooked
+
+    if is_hooked(model):
+        return "hooked"
+    return "bridge" if is_bridge(model) else None
+
+
+def _architecture(model: Any) -> str | None:
+    # A bridge keeps the Hugging Face model itself.
+    inner = getattr(model, "original_model", None)
+    return model.cfg.original_architecture if inner is None else type(inner).__name__
+
+
+def _processing(model: Any) -> str:
+    from tvlens.models.bridge import convert as bridge
+    from tvlens.models.hooked import convert as hooked
+
+    return (hooked if kind_of(model) == "hooked" else bridge).processing_of(model)

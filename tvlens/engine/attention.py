@@ -1,0 +1,138 @@
+"""Attention of packed rows: each token sees the tokens that stand before it in its own row.
+
+Rows with equally many queries are computed together. Their keys are gathered from the list of all tokens
+by each row's table of sources, so the keys that rows have in common are computed and rotated only once.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tvlens.models.runner import Block
+
+Touch = Callable[[Float[Tensor, "row query head key"], Int[Tensor, "row query"]], Tensor]
+
+
+@dataclass
+class Bucket:
+    """Rows whose queries are computed together.
+
+    Attributes:
+        queries: Tokens that ask; a row with fewer repeats its last, which changes nothing.
+        keys: For each row and position, the token that stands there.
+        position: Positions of the queries.
+    """
+
+    queries: Int[Tensor, "row query"]
+    keys: Int[Tensor, "row key"]
+    position: Int[Tensor, "row query"]
+
+
+def attend(
+    block: Block,
+    q: Float[Tensor, "token head d_head"],
+    k: Float[Tensor, "token kv_head d_head"],
+    v: Float[Tensor, "token kv_head d_head"],
+    buckets: list[Bucket],
+    *,
+    touch: Touch | None = None,
+) -> Float[Tensor, "token head d_head"]:
+    """Let every query look at its row.
+
+    Args:
+        block: Scale, soft cap and window of the block.
+        q: Queries, rotated.
+        k: Keys, rotated.
+        v: Values.
+        buckets: Which tokens ask, and what they see.
+        touch: Function that may change the attention weights.
+
+    Returns:
+        Head outputs, at the places of the queries; other places are undefined.
+    """
+    z = torch.empty_like(q)
+    for bucket in buckets:
+        asked, keys, values = q[bucket.queries], k[bucket.keys], v[bucket.keys]
+        seen = _seen(bucket, block.window)
+        if touch is None and not block.soft_cap:
+            out = F.scaled_dot_product_attention(
+                asked.transpose(1, 2),
+                keys.transpose(1, 2),
+                values.transpose(1, 2),
+                attn_mask=seen,
+                scale=1 / block.scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            ).transpose(1, 2)
+        else:
+            out = _in_steps(block, asked, keys, values, seen, bucket, touch)
+        z[bucket.queries] = out.to(z.dtype)
+    return z
+
+
+def _in_steps(
+    block: Block,
+    asked: Float[Tensor, "row query head d_head"],
+    keys: Float[Tensor, "row key kv_head d_head"],
+    values: Float[Tensor, "row key kv_head d_head"],
+    seen: Bool[Tensor, "row 1 query key"],
+    bucket: Bucket,
+    touch: Touch | None,
+) -> Float[Tensor, "row query head d_head"]:
+    """Attention with its weights in hand, where they are capped, edited or read."""
+    groups = asked.shape[2] // keys.shape[2]
+    asked = rearrange(asked, "row query (kv group) d -> row kv group query d", group=groups)
+    scores = asked @ rearrange(keys, "row key kv d -> row kv 1 d key") / block.scale
+    if block.soft_cap:
+        scores = block.soft_cap * torch.tanh(scores / block.soft_cap)
+    pattern = scores.masked_fill(~seen[:, None], float("-inf")).softmax(dim=-1)
+    if touch is not None:
+        by_query = rearrange(pattern, "row kv group query key -> row query (kv group) key")
+        pattern = rearrange(
+            touch(by_query, bucket.queries),
+            "row query (kv group) key -> row kv group query key",
+            group=groups,
+        )
+    out = pattern.to(values.dtype) @ rearrange(values, "row key kv d -> row kv 1 key d")
+    return rearrange(out, "row kv group query d -> row query (kv group) d")
+
+
+def _seen(bucket: Bucket, window: int | None) -> Bool[Tensor, "row 1 query key"]:
+    """Which keys a query may look at: those up to its own position, within the window."""
+    key = torch.arange(bucket.keys.shape[1], device=bucket.keys.device)
+    position = bucket.position[:, None, :, None]
+    seen = key <= position
+    return seen if window is None else seen & (key > position - window)
+
+
+def group_rows(
+    counts: np.ndarray, *, overhead: int, fixed: int, each: int, most: int
+) -> Iterator[np.ndarray]:
+    """Group rows by their number of queries.
+
+    Args:
+        counts: Number of queries of each row.
+        overhead: What one more group costs, counted in queries of padding.
+        fixed: Numbers held for each row.
+        each: Numbers held for each query, padding included.
+        most: Largest number of numbers that a group may hold, unless it is one row.
+
+    Yields:
+        The rows of one group, the one with the most queries first.
+    """
+    order = np.argsort(-counts, kind="stable")
+    order = order[counts[order] > 0]
+    begin = 0
+    while begin < len(order):
+        width = counts[order[begin]]
+        waste = np.cumsum(width - counts[order[begin:]])
+        # Rows with as many queries as the first cost no padding.
+        joined = int(np.searchsorted(waste, overhead if waste[-1] else 0, side="right"))
+        end = begin + max(min(joined, most // (fixed + int(width) * each)), 1)
+        yield order[begin:end]
+        begin = end

@@ -1,0 +1,17 @@
+"""Patching: run a model with some of its activations exchanged, and see what that does to the answer.
+
+Four functions share one kind of result, `Patching`:
+
+- `patch` exchanges activations between two prompts, place by place;
+- `ablate` takes activations away: zeros, means, or those of another prompt;
+- `trace` corrupts the subject of a prompt with noise and restores single activations;
+- `patch_paths` exchanges what one component sends to another, and nothing else.
+"""
+
+from tvlens.patching.ablation import ablate
+from tvlens.patching.exchange import patch
+from tvlens.patching.paths import patch_paths
+from tvlens.patching.results import Patching
+from tvlens.patching.tracing import trace
+
+__all__ = ["Patching", "ablate", "patch", "patch_paths", "trace"]
