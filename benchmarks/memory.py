@@ -42,7 +42,7 @@ def peak(model: Any, prompts: Prompts, memory: int | None) -> tuple[int, float, 
     return watched.bytes, seconds, theta
 
 
-def record(name: str, *, n: int) -> dict[str, Any]:
+def record(name: str, *, n: int, share: int = 20) -> dict[str, Any]:
     """Measure and return the record."""
     if name == "tiny":
         from tvlens.testing import tiny_model
@@ -53,7 +53,7 @@ def record(name: str, *, n: int) -> dict[str, Any]:
     prompts = tv.build_prompts(tv.load_task("antonyms"), model, n=n, shots=5, n_dummy=1)
     every, resid = cached_bytes(model, prompts)
     whole, seconds, theta = peak(model, prompts, None)
-    small, slower, same = peak(model, prompts, resid // 20)
+    small, slower, same = peak(model, prompts, resid // share)
     return {
         "name": "memory of extraction",
         "ratio": round(every / whole, 1),

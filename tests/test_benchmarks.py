@@ -27,7 +27,7 @@ def test_suite() -> None:
 
 
 def test_memory() -> None:
-    record = memory.record("tiny", n=20)
+    record = memory.record("tiny", n=150, share=2)
     assert record["ratio"] > 1 and record["max_abs_diff"] < 1e-4 and set(record) >= KEYS
 
 

@@ -56,7 +56,7 @@ class Indices:
         self.arrays.append(array)
         return len(self.arrays) - 1
 
-    def on(self, device: torch.device, number: int) -> Tensor:
+    def on(self, device: torch.device, number: int) -> Int[Tensor, "..."]:
         """Give noted indices on a device."""
         if device not in self.sent:
             flat = torch.from_numpy(np.concatenate([a.ravel() for a in self.arrays]))
@@ -320,7 +320,9 @@ def run_packed(
     ]
 
 
-def one_block(runner: Runner, layout: Layout, pieces: Pieces) -> Callable[[], Tensor]:
+def one_block(
+    runner: Runner, layout: Layout, pieces: Pieces
+) -> Callable[[], Float[Tensor, "token d_model"]]:
     """Give a function that runs the first block once, for measuring it.
 
     Args:

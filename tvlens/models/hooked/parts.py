@@ -102,7 +102,9 @@ class HookedBlock:
         return self._ln2_post(self._mlp(self._ln2(resid)))
 
 
-def norm(module: Any) -> Callable[[Tensor], Tensor]:
+def norm(
+    module: Any,
+) -> Callable[[Float[Tensor, "*token width"]], Float[Tensor, "*token width"]]:
     """Give the function of a TransformerLens norm as one fused call.
 
     Args:
