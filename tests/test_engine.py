@@ -137,5 +137,7 @@ def test_other_types(name: str, dtype: torch.dtype) -> None:
     plain, suffix = (run(model, [request], plan=plan)[0] for plan in ("plain", "suffix"))
     assert suffix.activations[0].dtype == dtype
     for mine, theirs in zip(tensors(suffix), tensors(plain), strict=True):
-        size = 1e-8 if dtype == torch.float64 else 0.05
+        # A Bridge's own attention takes its softmax in float32, whatever the type.
+        exact = 1e-8 if KIND == "hooked" else 1e-6
+        size = exact if dtype == torch.float64 else 0.05
         assert (mine - theirs).double().norm() <= size * theirs.double().norm()
