@@ -208,6 +208,8 @@ def _bytes(runner: Runner, requests: Sequence[Request], layout: Layout, pieces: 
     rows = layout.rows.arrived(layout.final * STAGES)
     attention = _attention_numbers(runner, np.diff(layout.rows.offset[: rows + 1]), width)
     largest = max(int(attention.max(initial=0)), min(pieces.attention, int(attention.sum())))
+    # Weights that are edited or read pass through copies of their own.
+    largest *= 2 if any(_weighs(request) for request in requests) else 1
     block = (
         cost.bytes_fixed
         + tokens * cost.bytes_token
@@ -219,6 +221,12 @@ def _bytes(runner: Runner, requests: Sequence[Request], layout: Layout, pieces: 
         + _edited_bytes(runner, requests, width)
         + sum(_kept_bytes(runner, request, width) for request in requests)
     )
+
+
+def _weighs(request: Request) -> bool:
+    """Whether attention weights are edited or read."""
+    edits = (edit for cell in request.cells for edit in cell)
+    return any(asked.site == "pattern" for asked in (*request.reads, *edits))
 
 
 def _attention_numbers(runner: Runner, queries: np.ndarray, width: int) -> np.ndarray:
