@@ -15,6 +15,7 @@ def compare(
     difference: Callable[[Any, Any], float],
     repeats: int,
     device: str,
+    same: Callable[[Any, Any], float] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Time two ways of computing the same thing, alternating, and say how far they differ.
@@ -27,6 +28,7 @@ def compare(
         repeats: Timed runs of each, after one untimed run; with one repeat, for peers that take minutes,
             the first run is the timed one.
         device: Where it ran.
+        same: Share of the two results that agree, for results that can be counted.
         **more: Further facts for the record.
 
     Returns:
@@ -52,6 +54,7 @@ def compare(
         "repeats": repeats,
         "max_abs_diff": gap,
         "device": device,
+        **({"same": round(same(found["ours"], found["peer"]), 5)} if same else {}),
         **more,
     }
 

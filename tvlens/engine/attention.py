@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tvlens.models.runner import Block
+from tvlens.models.runner import Block, Runner
 
 Touch = Callable[[Float[Tensor, "row query head key"], Int[Tensor, "row query"]], Tensor]
 
@@ -108,6 +108,20 @@ def _seen(bucket: Bucket, window: int | None) -> Bool[Tensor, "row 1 query key"]
     position = bucket.position[:, None, :, None]
     seen = key <= position
     return seen if window is None else seen & (key > position - window)
+
+
+def numbers_held(runner: Runner, width: int) -> tuple[int, int]:
+    """Say how many numbers attention holds at once.
+
+    Args:
+        runner: The model.
+        width: Length of the longest prompt.
+
+    Returns:
+        Numbers for each row (its keys and values), and for each query (its weights, and copies of them).
+    """
+    kv_heads, d_head = runner.site_shape("v")
+    return 2 * kv_heads * d_head * width, 3 * runner.site_shape("z")[0] * width
 
 
 def group_rows(

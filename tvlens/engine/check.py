@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from tvlens.engine.request import Edit, Read, Request, Taken
 from tvlens.models.runner import Runner
 from tvlens.sites import SITES, check_layer
@@ -51,7 +54,7 @@ def _check_edits(
                 shape = edit.values.shape
             shapes.setdefault((edit.site, edit.head, every, shape), edit)
             if edit.where is not None:
-                _check_where(edit, lengths)
+                _check_where(edit.where, edit.position, lengths)
             elif not every:
                 positions.add(edit.position)
     for site, layer in places:
@@ -86,32 +89,33 @@ def _check_taken(
         )
 
 
-def _check_where(edit: Edit, lengths: list[int]) -> None:
-    if edit.where is None or edit.where.shape != (len(lengths),):
+def _check_where(where: Bool[Tensor, " prompt"], position: int | None, lengths: list[int]) -> None:
+    if where.shape != (len(lengths),):
         raise ValueError(
             f"where needs one truth value for each of {len(lengths)} prompts; "
-            f"shape {tuple(edit.where.shape if edit.where is not None else ())} arrived."
+            f"shape {tuple(where.shape)} arrived."
         )
-    active = [n for n, there in zip(lengths, edit.where.tolist(), strict=True) if there]
-    if edit.position is not None:
-        _check_position(edit.position, active)
+    if position is not None:
+        active = [n for n, there in zip(lengths, where.tolist(), strict=True) if there]
+        _check_position(position, active)
 
 
 def _check_shape(edit: Edit, runner: Runner, lengths: list[int]) -> None:
+    wanted = runner.site_shape(edit.site)
+    if edit.head is not None:
+        if not 0 <= edit.head < wanted[0]:
+            raise ValueError(
+                f"head {edit.head} asked for, but {edit.site!r} has {wanted[0]} heads in this "
+                f"model: 0 to {wanted[0] - 1}."
+            )
+        wanted = wanted[1:]
     if isinstance(edit.values, Taken):
-        wanted = runner.site_shape(edit.site)
-        if edit.head is not None and not 0 <= edit.head < wanted[0]:
-            raise _no_head(edit, wanted[0])
         return
     if len(edit.values) not in (1, len(lengths)):
         raise ValueError(
             f"an edit needs values for 1 or {len(lengths)} prompts; {len(edit.values)} arrived."
         )
-    wanted, found = runner.site_shape(edit.site), tuple(edit.values.shape[1:])
-    if edit.head is not None:
-        if not 0 <= edit.head < wanted[0]:
-            raise _no_head(edit, wanted[0])
-        wanted = wanted[1:]
+    found = tuple(edit.values.shape[1:])
     longest = max(lengths)
     if edit.position is None:
         if not found or 1 < found[0] < longest or not found[0]:
@@ -132,13 +136,6 @@ def _check_shape(edit: Edit, runner: Runner, lengths: list[int]) -> None:
             f"an edit of {edit.site!r} needs values of shape {wanted} for each prompt; "
             f"{found} arrived. Was the vector made by another model?"
         )
-
-
-def _no_head(edit: Edit, n_heads: int) -> ValueError:
-    return ValueError(
-        f"head {edit.head} asked for, but {edit.site!r} has {n_heads} heads in this model: "
-        f"0 to {n_heads - 1}."
-    )
 
 
 def _check_read(read: Read, runner: Runner, lengths: list[int]) -> None:

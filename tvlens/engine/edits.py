@@ -131,17 +131,8 @@ def _many(found: list[tuple[int, Edit]], layout: Layout, r: int, lengths: np.nda
     others = [e.values.request for e in edits if isinstance(e.values, Taken)]
     if others:
         other = np.array(others)[:, None]
-        source = taken_tokens(layout, other, np.arange(len(lengths)), position)
+        source = layout.clean_tokens(other, np.arange(len(lengths)), position)
     return tokens.ravel(), heads, partial(_for_all, edits, len(lengths)), source.ravel()
-
-
-def taken_tokens(
-    layout: Layout, request: np.ndarray, prompt: np.ndarray, position: np.ndarray
-) -> np.ndarray:
-    """Tokens of clean rows at these positions, negative ones counted from the end."""
-    rows = layout.rows
-    clean = request * layout.n_prompts + prompt
-    return rows.source[clean, np.where(position < 0, rows.length[clean] + position, position)]
 
 
 def _for_all(edits: list[Edit], n_prompts: int) -> Tensor:
@@ -160,8 +151,8 @@ def _one(edit: Edit, layout: Layout, row_of: np.ndarray, lengths: np.ndarray) ->
     values = partial(_for_some, edit, prompts, position, lengths)
     source = tokens
     if isinstance(edit.values, Taken):
-        asked = position if edit.position is None else np.full_like(position, edit.position)
-        source = taken_tokens(layout, np.array(edit.values.request), prompts, asked)
+        asked = position if edit.position is None else edit.position
+        source = layout.clean_tokens(edit.values.request, prompts, asked)
     return tokens, np.full(len(tokens), edit.head or 0), values, source
 
 

@@ -129,6 +129,16 @@ class Layout:
         row = np.searchsorted(self.rows.offset, tokens, side="right") - 1
         return self.rows.source[self.rows.clean[row], self.position[tokens]]
 
+    def clean_tokens(
+        self, request: np.ndarray | int, prompt: np.ndarray, position: np.ndarray | int
+    ) -> np.ndarray:
+        """Tokens of clean rows at these positions, negative ones counted from the end."""
+        clean = request * self.n_prompts + prompt
+        length = self.rows.length[clean]
+        at = np.where(np.less(position, 0), length + position, position)
+        # A prompt that is too short for it is left out by the edit's own mask.
+        return self.rows.source[clean, np.clip(at, 0, length - 1)]
+
     def read_tokens(
         self, request: int, site: str, layer: int, position: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -328,15 +338,10 @@ def _taken(layout: Layout, request: Request) -> list[np.ndarray]:
     }
     found = []
     for other, position in asked:
-        clean = other * layout.n_prompts + np.arange(layout.n_prompts)
-        length = layout.rows.length[clean]
-        if position is None:
-            there = np.arange(layout.rows.source.shape[1]) < length[:, None]
-            found.append(layout.rows.source[clean][there])
-        else:
-            # A prompt that is too short for it is left out by the edit's own mask.
-            at = np.clip(length + position if position < 0 else position, 0, length - 1)
-            found.append(layout.rows.source[clean, at])
+        prompts = np.arange(layout.n_prompts)
+        every = np.arange(layout.rows.source.shape[1])
+        at = every if position is None else np.array([position])
+        found.append(layout.clean_tokens(other, prompts[:, None], at).ravel())
     return found
 
 

@@ -18,13 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tvlens.engine.attention import Bucket, attend, group_rows
+from tvlens.engine.attention import Bucket, attend, group_rows, numbers_held
 from tvlens.engine.edits import Write, collect
 from tvlens.engine.layout import STAGES, Layout
-from tvlens.engine.request import Read, Request
+from tvlens.engine.request import Kept, Read, Request
 from tvlens.models.runner import Block, Runner
-
-Kept = tuple[list[Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class _Pass:
             for time in np.unique(layout.rows.time).tolist()
             if time >= 0 and len(copied := layout.copies(time))
         }
-        self.buckets = [[self.note_bucket(b) for b in self.groups(layer)] for layer in layers]
+        self.buckets = [[tuple(map(note, g)) for g in self.groups(layer)] for layer in layers]
         n_before = layout.tokens_at(layout.final * STAGES)
         self.needed = note(layout.keep[layout.keep < n_before])
         self.written = {
@@ -209,15 +207,10 @@ class _Pass:
         if final:
             offset = np.searchsorted(layout.keep, offset)
         counts, width = np.diff(offset), int(rows.length.max())
-        heads, (kv_heads, d_head) = self.runner.site_shape("z")[0], self.runner.site_shape("v")
+        fixed, each = numbers_held(self.runner, width)
         found = []
-        for group in group_rows(
-            counts,
-            overhead=self.pieces.overhead,
-            fixed=2 * kv_heads * d_head * width,
-            each=3 * heads * width,
-            most=self.pieces.attention,
-        ):
+        overhead, most = self.pieces.overhead, self.pieces.attention
+        for group in group_rows(counts, overhead=overhead, fixed=fixed, each=each, most=most):
             # A row with fewer queries repeats its last one, which changes nothing.
             column = np.minimum(np.arange(int(counts[group[0]])), counts[group][:, None] - 1)
             queries = offset[group][:, None] + column
@@ -225,10 +218,6 @@ class _Pass:
             keys = rows.source[group, : int(rows.length[group].max())]
             found.append((queries, keys, layout.position[queries]))
         return found
-
-    def note_bucket(self, bucket: tuple[np.ndarray, ...]) -> tuple[int, ...]:
-        """Note the indices of a group of rows."""
-        return tuple(self.indices.add(array) for array in bucket)
 
     def pattern_touch(self, layer: int) -> Callable[[Tensor, Tensor], Tensor] | None:
         """What edits and reads attention weights, if anyone asked for that in this layer."""

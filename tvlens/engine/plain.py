@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from tvlens.encoding import TokenBatch
-from tvlens.engine.request import Edit, Read, Request, Taken
+from tvlens.engine.request import Edit, Kept, Read, Request, Taken
 from tvlens.models.runner import Runner
-
-Kept = tuple[list[Tensor], dict[str, Tensor]]
 
 
 def run_plain(runner: Runner, requests: Sequence[Request]) -> list[Kept]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from tvlens.engine.attention import numbers_held
 from tvlens.engine.costs import Costs, costs
 from tvlens.engine.layout import STAGES, Layout, lay_out
 from tvlens.engine.memory import peak_memory
@@ -206,7 +207,9 @@ def _bytes(runner: Runner, requests: Sequence[Request], layout: Layout, pieces: 
     tokens = layout.tokens_at(layout.final * STAGES)
     width = int(layout.rows.length.max())
     rows = layout.rows.arrived(layout.final * STAGES)
-    attention = _attention_numbers(runner, np.diff(layout.rows.offset[: rows + 1]), width)
+    queries = np.diff(layout.rows.offset[: rows + 1])
+    fixed, each = numbers_held(runner, width)
+    attention = np.where(queries > 0, fixed + each * queries, 0)
     largest = max(int(attention.max(initial=0)), min(pieces.attention, int(attention.sum())))
     # Weights that are edited or read pass through copies of their own.
     largest *= 2 if any(_weighs(request) for request in requests) else 1
@@ -227,13 +230,6 @@ def _weighs(request: Request) -> bool:
     """Whether attention weights are edited or read."""
     edits = (edit for cell in request.cells for edit in cell)
     return any(asked.site == "pattern" for asked in (*request.reads, *edits))
-
-
-def _attention_numbers(runner: Runner, queries: np.ndarray, width: int) -> np.ndarray:
-    """Numbers that attention holds for each row: its keys and values, and weights for its queries."""
-    kv_heads, d_head = runner.site_shape("v")
-    weights = 3 * runner.site_shape("z")[0] * queries * width
-    return np.where(queries > 0, 2 * kv_heads * d_head * width + weights, 0)
 
 
 def _edited_bytes(runner: Runner, requests: Sequence[Request], width: int) -> int:

@@ -17,6 +17,8 @@ from tvlens.engine.readout import Readout
 from tvlens.sites import SITES
 
 MODES = ("replace", "add")
+# What a plan gives back for a request: what its reads kept, and what its readout computed.
+Kept = tuple[list[Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tvlens.models._turn import turn
+
 # Cosines and sines of the angles, a row for each position.
 Angles = tuple[Float[Tensor, "token width"], Float[Tensor, "token width"]]
 _FIRST_TABLE = 512  # positions
@@ -42,19 +44,8 @@ class Rotary:
             whole = torch.arange(self._width, device=position.device)
             self._tables[key] = self._angles(whole, queries.dtype)
         cos, sin = (table[position][:, None] for table in self._tables[key])
-        return self._turn(queries, cos, sin), self._turn(keys, cos, sin)
-
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        width = cos.shape[-1]
-        turned = x[..., :width]
-        if self._adjacent:
-            first, second = turned[..., ::2], turned[..., 1::2]
-            flipped = torch.stack([-second, first], dim=-1).flatten(-2)
-        else:
-            first, second = turned.chunk(2, dim=-1)
-            flipped = torch.cat([-second, first], dim=-1)
-        turned = turned * cos + flipped * sin
-        return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
+        adjacent = self._adjacent
+        return turn(queries, cos, sin, adjacent=adjacent), turn(keys, cos, sin, adjacent=adjacent)
 
 
 def rotary_of(model: Any, layer: int) -> tuple[str | None, str]:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tvlens.models._turn import turn
+
 # Fewer tokens than this and a product for each head is cheaper than laying out the weights anew.
 _FEW_TOKENS = 64
 
@@ -76,20 +78,10 @@ class HookedBlock:
             cos, sin = (
                 table[position][:, None] for table in (self.attn.rotary_cos, self.attn.rotary_sin)
             )
-            queries, keys = self._turn(queries, cos, sin), self._turn(keys, cos, sin)
+            adjacent = self.cfg.rotary_adjacent_pairs
+            queries = turn(queries, cos, sin, adjacent=adjacent)
+            keys = turn(keys, cos, sin, adjacent=adjacent)
         return queries, keys
-
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        width = self.cfg.rotary_dim
-        turned = x[..., :width]
-        if self.cfg.rotary_adjacent_pairs:
-            first, second = turned[..., ::2], turned[..., 1::2]
-            flipped = torch.stack([-second, first], dim=-1).flatten(-2)
-        else:
-            first, second = turned.chunk(2, dim=-1)
-            flipped = torch.cat([-second, first], dim=-1)
-        turned = turned * cos + flipped * sin
-        return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
 
     def attn_out(self, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
         """Turn head outputs into what attention adds to the residual stream."""
