@@ -56,15 +56,10 @@ def engine(model: Any, clean: torch.Tensor, corrupted: torch.Tensor, sweep: str)
         positions = [-1] if sweep == "last_position" else range(clean.shape[1])
         cells = [(Edit("resid_pre", layer, Taken(0), at),) for layer in layers for at in positions]
     readout = TokenLogits(torch.tensor([[RIGHT, WRONG]]))
-    requests = [Request(batch_of(clean)), Request(batch_of(corrupted), tuple(cells), (), readout)]
+    requests = [Request(TokenBatch.of_ids(clean))]
+    requests.append(Request(TokenBatch.of_ids(corrupted), tuple(cells), (), readout))
     logits = run(model, requests)[1].values["logits"][:, 0].cpu()
     return logits[:, 0] - logits[:, 1]
-
-
-def batch_of(tokens: torch.Tensor) -> TokenBatch:
-    """Prompts that are nothing but tokens."""
-    real = torch.ones_like(tokens, dtype=torch.bool)
-    return TokenBatch(("",) * len(tokens), tokens, real, torch.zeros_like(tokens))
 
 
 def peer(model: Any, cache: Any, corrupted: torch.Tensor, sweep: str) -> torch.Tensor:

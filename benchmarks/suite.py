@@ -6,15 +6,17 @@ own code: whole few-shot prompts in batches with a hook on every block; for the 
 run once up to their last token, whose forward is then repeated on these keys and values for each layer.
 
     python -m benchmarks.suite --json [--tasks 18] [--n 50] [--repeats 5] [--device cuda] [--dtype bfloat16]
+                              [--together 6] [--tf32]
 
 `same` is the share of all predictions that agree, `max_abs_diff` the largest difference of the predicted
 token's log-probability where the token is the same. With --dtype the peer stays in float32 unless
---peer-dtype says otherwise.
+--peer-dtype says otherwise. --together runs that many sets of prompts as one, which spares a GPU launches.
 """
 
 import argparse
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +35,30 @@ from tvlens.tasks import PAPER_TASKS
 Predictions = tuple[torch.Tensor, torch.Tensor]  # token and its log-probability: cell, prompt
 
 
-def ours(model: Any, suite: Sequence[Prompts]) -> list[Predictions]:
-    """Regular, baseline and every layer of every set of prompts, through the engine."""
+def ours(model: Any, suite: Sequence[Prompts], *, together: int = 1) -> list[Predictions]:
+    """Regular, baseline and every layer of every set of prompts, some sets at once, through the engine."""
     done = []
-    for prompts in suite:
-        readout = FirstToken(prompts.answer_ids)
-        reading = dummy_requests(model, prompts)
-        *read, regular = run(model, [*reading, Request(prompts.regular, readout=readout)])
-        theta = average(model, prompts, reading, read)
+    for begin in range(0, len(suite), together):
+        done += _ours(model, suite[begin : begin + together])
+    return done
+
+
+def _ours(model: Any, suite: Sequence[Prompts]) -> Iterator[Predictions]:
+    reading = [dummy_requests(model, prompts) for prompts in suite]
+    readouts = [FirstToken(prompts.answer_ids) for prompts in suite]
+    regular = [Request(p.regular, readout=r) for p, r in zip(suite, readouts, strict=True)]
+    seen = iter(run(model, [*chain(*reading), *regular]))
+    sweeps = []
+    for prompts, asked, readout in zip(suite, reading, readouts, strict=True):
+        theta = average(model, prompts, asked, list(islice(seen, len(asked))))
         cells = ((), *((Edit("resid_post", i, theta.at(i)),) for i in theta.layers))
-        (layers,) = run(model, [Request(prompts.zero_shot, cells=cells, readout=readout)])
+        sweeps.append(Request(prompts.zero_shot, cells=cells, readout=readout))
+    for whole, layers in zip(seen, run(model, sweeps), strict=True):
         token, log_prob = (
-            torch.cat([regular.values[key], layers.values[key]]).cpu()
+            torch.cat([whole.values[key], layers.values[key]]).cpu()
             for key in ("predicted", "log_prob")
         )
-        done.append((token, log_prob))
-    return done
+        yield token, log_prob
 
 
 @torch.inference_mode()
@@ -151,8 +161,11 @@ def record(
     device: str = "cpu",
     dtype: str = "float32",
     peer_dtype: str = "float32",
+    tf32: bool = False,
+    together: int = 1,
 ) -> dict[str, Any]:
     """Run the comparison and return its record."""
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     model, hf = _models(name, device, dtype, peer_dtype)
     suite = [
         tv.build_prompts(tv.load_task(task), model, n=n, split=split, shots=5, seed=0)
@@ -161,7 +174,7 @@ def record(
     ]
     return compare(
         "suite",
-        lambda: ours(model, suite),
+        lambda: ours(model, suite, together=together),
         lambda: peer(hf, suite),
         difference=difference,
         repeats=repeats,
@@ -172,6 +185,8 @@ def record(
         n=f"{n} dev + {n} test",
         dtype=dtype,
         peer_dtype=peer_dtype,
+        tf32=tf32,
+        together=together,
         threads=torch.get_num_threads(),
     )
 
@@ -200,6 +215,8 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--peer-dtype", default="float32")
+    parser.add_argument("--tf32", action="store_true")
+    parser.add_argument("--together", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     o = parser.parse_args()
     show(
@@ -211,6 +228,8 @@ if __name__ == "__main__":
             device=o.device,
             dtype=o.dtype,
             peer_dtype=o.peer_dtype,
+            tf32=o.tf32,
+            together=o.together,
         ),
         as_json=o.json,
     )

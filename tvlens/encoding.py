@@ -35,6 +35,14 @@ class TokenBatch:
     mask: Bool[Tensor, "prompt position"]
     roles: Int[Tensor, "prompt position"]
 
+    @classmethod
+    def of_ids(
+        cls, ids: Int[Tensor, "prompt position"], text: Sequence[str] | None = None
+    ) -> "TokenBatch":
+        """Take token ids as they are: prompts of one length, of no particular roles."""
+        real, roles = torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids, int(Role.OTHER))
+        return cls(tuple(text or [""] * len(ids)), ids, real, roles)
+
     def __len__(self) -> int:
         return len(self.text)
 

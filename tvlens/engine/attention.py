@@ -5,7 +5,8 @@ by each row's table of sources, so the keys that rows have in common are compute
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tvlens.models.runner import Block, Runner
 
@@ -32,6 +34,18 @@ class Bucket:
     queries: Int[Tensor, "row query"]
     keys: Int[Tensor, "row key"]
     position: Int[Tensor, "row query"]
+    _seen: dict[int | None, Bool[Tensor, "row 1 query key"]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def seen(self, window: int | None) -> Bool[Tensor, "row 1 query key"]:
+        """Which keys a query may look at: those up to its own position, within the window."""
+        if window not in self._seen:
+            key = torch.arange(self.keys.shape[1], device=self.keys.device)
+            position = self.position[:, None, :, None]
+            seen = key <= position
+            self._seen[window] = seen if window is None else seen & (key > position - window)
+        return self._seen[window]
 
 
 def attend(
@@ -59,20 +73,37 @@ def attend(
     z = torch.empty_like(q)
     for bucket in buckets:
         asked, keys, values = q[bucket.queries], k[bucket.keys], v[bucket.keys]
-        seen = _seen(bucket, block.window)
+        seen = bucket.seen(block.window)
         if touch is None and not block.soft_cap:
-            out = F.scaled_dot_product_attention(
-                asked.transpose(1, 2),
-                keys.transpose(1, 2),
-                values.transpose(1, 2),
-                attn_mask=seen,
-                scale=1 / block.scale,
-                enable_gqa=q.shape[1] != k.shape[1],
-            ).transpose(1, 2)
+            out = _fused(asked, keys, values, seen, block.scale)
         else:
             out = _in_steps(block, asked, keys, values, seen, bucket, touch)
         z[bucket.queries] = out.to(z.dtype)
     return z
+
+
+def _fused(
+    asked: Float[Tensor, "row query head d_head"],
+    keys: Float[Tensor, "row key kv_head d_head"],
+    values: Float[Tensor, "row key kv_head d_head"],
+    seen: Bool[Tensor, "row 1 query key"],
+    scale: float,
+) -> Float[Tensor, "row query head d_head"]:
+    """Attention in one call."""
+    grouped = asked.shape[2] != keys.shape[2]
+    attention = partial(F.scaled_dot_product_attention, attn_mask=seen, scale=1 / scale)
+    asked, keys, values = (each.transpose(1, 2) for each in (asked, keys, values))
+    if asked.device.type != "cuda":
+        return attention(asked, keys, values, enable_gqa=grouped).transpose(1, 2)
+    if grouped:
+        # The kernel that takes a mask wants a key head for every head.
+        groups = asked.shape[1] // keys.shape[1]
+        keys, values = (each.repeat_interleave(groups, dim=1) for each in (keys, values))
+    if asked.dtype == torch.float32:
+        return attention(asked, keys, values).transpose(1, 2)
+    # For half precision cuDNN would compile a kernel for every new shape, which takes longer than a sweep.
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return attention(asked, keys, values).transpose(1, 2)
 
 
 def _in_steps(
@@ -100,14 +131,6 @@ def _in_steps(
         )
     out = pattern.to(values.dtype) @ rearrange(values, "row key kv d -> row kv 1 key d")
     return rearrange(out, "row kv group query d -> row query (kv group) d")
-
-
-def _seen(bucket: Bucket, window: int | None) -> Bool[Tensor, "row 1 query key"]:
-    """Which keys a query may look at: those up to its own position, within the window."""
-    key = torch.arange(bucket.keys.shape[1], device=bucket.keys.device)
-    position = bucket.position[:, None, :, None]
-    seen = key <= position
-    return seen if window is None else seen & (key > position - window)
 
 
 def numbers_held(runner: Runner, width: int) -> tuple[int, int]:

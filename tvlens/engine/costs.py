@@ -103,8 +103,7 @@ def _measure(runner: Runner) -> Costs:
 def _prompts(rows: int, length: int) -> TokenBatch:
     """Prompts of ordinary low token ids."""
     tokens = (torch.arange(rows * length).reshape(rows, length) * 7 + 11) % 89 + 3
-    real = torch.ones_like(tokens, dtype=torch.bool)
-    return TokenBatch(("",) * rows, tokens, real, torch.zeros_like(tokens))
+    return TokenBatch.of_ids(tokens)
 
 
 def _difference(runner: Runner) -> float:

@@ -81,13 +81,13 @@ class _Pass:
         note = self.indices.add
         self.tokens = note(layout.token_ids[: layout.tokens_at(-1)])
         self.position = note(layout.position)
-        layers = range(layout.final + 1)
         self.copies = {
             time: note(copied)
             for time in np.unique(layout.rows.time).tolist()
             if time >= 0 and len(copied := layout.copies(time))
         }
-        self.buckets = [[tuple(map(note, g)) for g in self.groups(layer)] for layer in layers]
+        self.groups = self.note_groups()
+        self.buckets: dict[tuple[int, torch.device], list[Bucket]] = {}
         n_before = layout.tokens_at(layout.final * STAGES)
         self.needed = note(layout.keep[layout.keep < n_before])
         self.written = {
@@ -99,7 +99,10 @@ class _Pass:
             for writes in self.writes.values()
             for write in writes
         }
-        self.read = {key: self.note_read(*key) for key in self.reads()}
+        self.read: dict[tuple[str, int], list[tuple[int, int, int, int | None]]] = {}
+        for r, i, layer in self.reads():
+            place = (requests[r].reads[i].site, layer)
+            self.read.setdefault(place, []).append((r, i, *self.note_read(r, i, layer)))
         self.ends = {r: self.note_ends(r) for r, asked in enumerate(requests) if asked.readout}
 
     def index(self, number: int) -> Tensor:
@@ -123,8 +126,7 @@ class _Pass:
         q, k, v = self.by_piece(block.project, resid)
         q, k, v = (self.touch(s, layer, x) for s, x in (("q", q), ("k", k), ("v", v)))
         q, k = block.rotate(q, k, self.index(self.position)[: len(resid)])
-        buckets = [Bucket(*map(self.index, bucket)) for bucket in self.buckets[layer]]
-        z = attend(block, q, k, v, buckets, touch=self.pattern_touch(layer))
+        z = attend(block, q, k, v, self.buckets_of(layer), touch=self.pattern_touch(layer))
         if layer == self.layout.final:
             resid, z = resid[self.index(self.needed)], z[self.index(self.needed)]
         resid, z = self.arrive(layer, 1, resid, z)
@@ -163,14 +165,13 @@ class _Pass:
             at = None if heads is None else self.index(heads)
             other = None if source is None else self.index(source)
             _apply(write, activation, self.index(tokens), at, other)
-        for (r, i, deep), (tokens, missing) in self.read.items():
-            if deep == layer and self.requests[r].reads[i].site == site:
-                kept = activation[self.index(tokens)]
-                if missing is not None:
-                    kept = kept.flatten(0, 2)
-                    kept[self.index(missing)] = 0
-                    kept = kept.unflatten(0, self.index(tokens).shape)
-                self.kept[r][i][layer] = kept
+        for r, i, tokens, missing in self.read.get((site, layer), ()):
+            kept = activation[self.index(tokens)]
+            if missing is not None:
+                kept = kept.flatten(0, 2)
+                kept[self.index(missing)] = 0
+                kept = kept.unflatten(0, self.index(tokens).shape)
+            self.kept[r][i][layer] = kept
         return activation
 
     def reads(self, *, pattern: bool = False) -> list[tuple[int, int, int]]:
@@ -199,7 +200,24 @@ class _Pass:
         places = self.layout.place(used, "resid_post", self.layout.final)
         return note(places), note(first % last.shape[1]), note(again.reshape(last.shape))
 
-    def groups(self, layer: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def note_groups(self) -> list[list[tuple[int, ...]]]:
+        """Note each layer's groups of rows; layers between which none arrives share one list of them."""
+        arrived, final = self.layout.rows.arrived, self.layout.final
+        noted: dict[tuple[int, bool], list[tuple[int, ...]]] = {}
+        for layer in range(final + 1):
+            key = (arrived(layer * STAGES), layer == final)
+            if key not in noted:
+                noted[key] = [tuple(map(self.indices.add, g)) for g in self.rows_in_groups(layer)]
+        return [noted[arrived(i * STAGES), i == final] for i in range(final + 1)]
+
+    def buckets_of(self, layer: int) -> list[Bucket]:
+        """Groups of rows where the current block is, kept while the next blocks have the same."""
+        key = (id(self.groups[layer]), self.device)
+        if key not in self.buckets:
+            self.buckets = {key: [Bucket(*map(self.index, g)) for g in self.groups[layer]]}
+        return self.buckets[key]
+
+    def rows_in_groups(self, layer: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Group the rows that are there by their number of queries: queries, keys, positions."""
         layout, rows = self.layout, self.layout.rows
         offset = rows.offset[: rows.arrived(layer * STAGES) + 1]

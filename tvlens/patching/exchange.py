@@ -12,7 +12,7 @@ from typing import Any
 from tvlens.metrics import Metric
 from tvlens.models.runner import runner
 from tvlens.patching.assemble import assemble, make_task, needed_first
-from tvlens.patching.grid import effects, make_grid
+from tvlens.patching.grid import make_grid
 from tvlens.patching.pairs import (
     Answers,
     Prompts,
@@ -21,7 +21,7 @@ from tvlens.patching.pairs import (
     paired,
 )
 from tvlens.patching.results import Patching
-from tvlens.patching.sweep import Beside, exchanges, joined, observe, sweep, worth_splitting
+from tvlens.patching.sweep import Beside, observe, sweep_parts
 
 
 def patch(
@@ -89,10 +89,9 @@ def patch(
     """
     started = time.perf_counter()
     batches, changed, written = paired(model, clean, corrupted, direction=direction)
-    drive, batch = runner(model), batches[changed]
-    lengths = lengths_of(batch)
+    batch, lengths = batches[changed], lengths_of(batches[changed])
     grid = make_grid(
-        drive, lengths, sites=sites, layers=layers, by=by, positions=positions, heads=heads
+        runner(model), lengths, sites=sites, layers=layers, by=by, positions=positions, heads=heads
     )
     differs = differences(batches["clean"], batches["corrupted"])
     # Runs that must be known first, because answers or reference depend on what they say.
@@ -101,33 +100,23 @@ def patch(
     if not first and "pattern" not in grid.sites:
         # Both runs go up the stack side by side, and nothing is kept.
         task = make_task(model, batches["clean"], metric, {}, answers=answers, wrong=wrong)
-        can = effects(drive, lengths, differs)
-        cells = list(exchanges(grid, can, Beside(), split=worth_splitting(drive, can)))
-        readout = task.metric.readout(task.targets)
-        found = sweep(
-            model, batch, grid, cells, readout, logits=True, beside=batches[written], **settings
-        )
-        task = task.also(written, found.beside)
+        parts, settings["beside"] = [(slice(None), Beside)], batches[written]
     else:
         reads = {site: grid.layers for site in grid.sites}
         # The run that is changed runs along with its cells, unless it is among them.
         known = {run: batches[run] for run in batches if run in {written} | first}
         seen = observe(model, known, written, reads, plan=plan, memory=memory)
         task = make_task(model, batches["clean"], metric, seen.logits, answers=answers, wrong=wrong)
-        swept = []
-        for rows, source in seen.parts:
-            can = effects(drive, lengths[rows], differs[rows, : lengths[rows].max()])
-            cells = list(exchanges(grid, can, source(), split=worth_splitting(drive, can)))
-            readout = task.metric.readout(task.rows(rows))
-            logits = changed not in known
-            part = batch.rows(rows)
-            swept.append(sweep(model, part, grid, cells, readout, logits=logits, **settings))
-        found = joined(swept)
+        parts = seen.parts
+    logits = changed not in task.logits
+    found = sweep_parts(
+        model, batch, grid, parts, task.readout, differs=differs, logits=logits, **settings
+    )
     return assemble(
         model,
         grid,
         found,
-        task.also(changed, found.logits),
+        task.also(written, found.beside).also(changed, found.logits),
         batches,
         started=started,
         method="patch",

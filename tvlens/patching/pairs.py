@@ -74,8 +74,7 @@ def _from_ids(model: Any, ids: Tensor, name: str) -> TokenBatch:
     ids = ids.long().cpu()
     tokenizer = getattr(model, "tokenizer", None)
     text = [tokenizer.decode(row, skip_special_tokens=True) if tokenizer else "" for row in ids]
-    real = torch.ones_like(ids, dtype=torch.bool)
-    return TokenBatch(tuple(text), ids, real, torch.zeros_like(ids))
+    return TokenBatch.of_ids(ids, text)
 
 
 def real_tokens(batch: TokenBatch) -> list[list[int]]:

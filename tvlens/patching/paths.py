@@ -144,7 +144,7 @@ def patch_paths(
         can = effects(drive, lengths[rows], differs[rows, : lengths[rows].max()])
         stay, give = batches[changed].rows(rows), batches[written].rows(rows)
         base, source = _activations(model, stay, give, held, grid, drive.n_layers, **limits)
-        readout = task.metric.readout(task.rows(rows))
+        readout = task.readout(rows)
         work = _Work(model, drive, stay, grid, listen, base, readout, top, limits)
         swept.append(work.run(exchanges(grid, can, source)))
     return assemble(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tvlens.encoding import TokenBatch
@@ -20,7 +20,7 @@ from tvlens.engine import Edit, LastLogits, Output, Plan, Read, Request, Taken, 
 from tvlens.engine.readout import Readout
 from tvlens.metrics import VALUE, WithTop
 from tvlens.models.runner import Runner, runner
-from tvlens.patching.grid import Effects, Grid
+from tvlens.patching.grid import Effects, Grid, effects
 from tvlens.patching.pairs import lengths_of
 
 _KEPT = 2**29  # bytes of activations that are kept at once
@@ -162,17 +162,10 @@ def exchanges(
             yield number, tuple(edits)
 
 
-def worth_splitting(drive: Runner, can: Effects) -> bool:
+def _worth_splitting(drive: Runner, can: Effects) -> bool:
     """Whether edits of all positions are better written position by position.
 
     On a CPU a token that need not be run is worth more than the bookkeeping of an edit; on a GPU it is not.
-
-    Args:
-        drive: The model.
-        can: Where the runs differ.
-
-    Returns:
-        The answer.
     """
     return drive.device.type == "cpu" and int(can.first.min()) >= _WORTH_SPLITTING
 
@@ -232,6 +225,38 @@ def sweep(
         kept = (tokens.cpu().numpy()[which], shares.float().cpu().numpy()[which])
     said = whole[0].values["logits"][0] if whole else None
     return Swept(found, values[0], kept, said, other, output.plan, len(cells))
+
+
+def sweep_parts(
+    model: Any,
+    batch: TokenBatch,
+    grid: Grid,
+    parts: Sequence[tuple[slice, Callable[[], Source | Beside]]],
+    readout: Callable[[slice], Readout],
+    *,
+    differs: Bool[np.ndarray, "prompt position"],
+    **settings: Any,
+) -> Swept:
+    """Exchange activations in every cell, part by part.
+
+    Args:
+        model: The model.
+        batch: The prompts.
+        grid: The cells' axes.
+        parts: Ranges of prompts, with a function that gives what is written into each.
+        readout: The metric's readout for a range of prompts.
+        differs: Where what is written differs from what stands there, by embedding.
+        **settings: As in `sweep`.
+
+    Returns:
+        The metric in every cell, of all prompts.
+    """
+    drive, lengths, swept = runner(model), lengths_of(batch), []
+    for rows, source in parts:
+        can = effects(drive, lengths[rows], differs[rows, : lengths[rows].max()])
+        cells = list(exchanges(grid, can, source(), split=_worth_splitting(drive, can)))
+        swept.append(sweep(model, batch.rows(rows), grid, cells, readout(rows), **settings))
+    return joined(swept)
 
 
 def joined(swept: Sequence[Swept]) -> Swept:

@@ -117,7 +117,7 @@ def trace(
         cells = list(
             exchanges(grid, effects(drive, lengths[rows], where), source(), layers_of=around)
         )
-        readout = task.metric.readout(task.rows(rows))
+        readout = task.readout(rows)
         runs = [
             sweep(
                 model, some, grid, cells, readout,
