@@ -380,7 +380,7 @@ def odd_ones() -> dict[str, tuple[Any, str]]:
 @pytest.mark.parametrize("name", sorted(odd_ones()))
 def test_what_cannot_be_taken_apart_still_runs_whole(name: str) -> None:
     config, why = odd_ones()[name]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         hf = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         for parameter in hf.parameters():

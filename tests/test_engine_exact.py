@@ -264,7 +264,7 @@ def test_soft_caps_of_scores_and_logits() -> None:
         sliding_window=4,
         attn_implementation="eager",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hf = transformers.Gemma2ForCausalLM(config).eval()
         hf.lm_head.weight.data *= 30

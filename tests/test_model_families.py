@@ -14,7 +14,7 @@ from tvlens.models import UnsupportedModelError, load_model, supported_architect
 def small_llama(**settings: Any) -> Any:
     size = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "max_position_embeddings": 64}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**size | heads | settings))
         for parameter in model.parameters():
@@ -112,7 +112,7 @@ def other_families() -> dict[str, Any]:
 
 def other_family(name: str, kind: str) -> tuple[Any, Any]:
     """A model of another family, as Hugging Face has it and as tvlens loads it."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         hf = transformers.AutoModelForCausalLM.from_config(
             other_families()[name], attn_implementation="eager"

@@ -32,7 +32,7 @@ def hf(name: str, seed: int = 0) -> Any:
     """A tiny Hugging Face model with random weights, in evaluation mode."""
     import torch
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _build(name)
         for parameter in model.parameters():

@@ -93,7 +93,7 @@ def _run_cell(runner: Runner, request: Request, cell: tuple[Edit, ...]) -> Kept:
     tokens, mask = batch.tokens.to(runner.device), batch.mask.long().to(runner.device)
     resid = runner.whole(tokens, mask, hooks)
     reads = [
-        torch.stack([store[layer] for layer in read.layers], dim=1)
+        torch.stack([store[layer].to(runner.device) for layer in read.layers], dim=1)
         for read, store in zip(request.reads, kept, strict=True)
     ]
     if request.readout is None:

@@ -42,7 +42,9 @@ class Rotary:
         key = (position.device, queries.dtype)
         if key not in self._tables:
             whole = torch.arange(self._width, device=position.device)
-            self._tables[key] = self._angles(whole, queries.dtype)
+            cos, sin = self._angles(whole, queries.dtype)
+            # A model that is spread over devices has its angles on one of them.
+            self._tables[key] = cos.to(position.device), sin.to(position.device)
         cos, sin = (table[position][:, None] for table in self._tables[key])
         adjacent = self._adjacent
         return turn(queries, cos, sin, adjacent=adjacent), turn(keys, cos, sin, adjacent=adjacent)

@@ -222,12 +222,12 @@ class BridgeRunner:
 
     def _logits(self, resid: Tensor, columns: Tensor | None) -> Tensor:
         unembed = inside(self.model.unembed)
-        if not unembed.weight.is_meta:
-            resid = resid.to(unembed.weight.device)
-        resid = norm(self._last_norm)(resid)
+        # Where blocks are spread, an unembedding tied to the embedding may stand apart from the last norm.
+        resid = _beside(unembed, norm(self._last_norm)(_beside(self._last_norm, resid)))
         if columns is None:
             logits = unembed(resid)
         else:
+            columns = columns.to(resid.device)
             logits = torch.einsum("rd,rcd->rc", resid, F.embedding(columns, unembed.weight))
             if unembed.bias is not None:
                 logits = logits + unembed.bias[columns]
@@ -236,3 +236,9 @@ class BridgeRunner:
         logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(self.cfg, "output_logits_soft_cap", None) or 0.0
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+
+def _beside(module: Any, x: Tensor) -> Tensor:
+    """Bring numbers to where a module's weights are, unless these are on their way from elsewhere."""
+    weight = next(iter(module.parameters()), None)
+    return x if weight is None or weight.is_meta else x.to(weight.device)
