@@ -208,7 +208,9 @@ def _rows(
     """Make all rows, sort them by arrival, and lay out their tokens."""
     tokens, lengths = _texts(requests)
     n_prompts = lengths.shape[1]
-    start = np.zeros_like(lengths) if whole else _shared(tokens, lengths)
+    start, parent = _shared(tokens, lengths)
+    if whole:
+        start = np.zeros_like(start)
     # First the clean rows; the number of such a row is also that of its text.
     text, starts, times = (
         [np.arange(lengths.size)],
@@ -233,7 +235,7 @@ def _rows(
     rank[order] = np.arange(len(order))
     # The sort is stable and clean rows come first, so their numbers do not change.
     rows, position = _tokens(
-        lengths.ravel()[of[order]], np.concatenate(starts)[order], time[order], of[order], n_prompts
+        lengths.ravel()[of[order]], np.concatenate(starts)[order], time[order], of[order], parent
     )
     ids = tokens.reshape(lengths.size, -1)[np.repeat(of[order], np.diff(rows.offset)), position]
     return rows, [rank[numbers] for numbers in row_of], ids, position
@@ -250,28 +252,33 @@ def _texts(requests: Sequence[Request]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, lengths
 
 
-def _shared(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """How many tokens each prompt has in common with the first request's, at the beginning."""
+def _shared(tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each prompt the earlier request that begins most like it, and how many tokens they share."""
+    shared, parent = np.zeros_like(lengths), np.zeros_like(lengths)
     columns = np.arange(tokens.shape[2])
-    there = columns < np.minimum(lengths, lengths[0])[..., None]
-    shared = np.cumprod((tokens == tokens[0]) & there, axis=2).sum(axis=2)
-    shared[0] = 0
-    return shared
+    for r in range(1, len(tokens)):
+        there = columns < np.minimum(lengths[:r], lengths[r])[..., None]
+        common = np.cumprod((tokens[:r] == tokens[r]) & there, axis=2).sum(axis=2)
+        parent[r] = common.argmax(axis=0)
+        shared[r] = common.max(axis=0)
+    return shared, parent
 
 
 def _tokens(
-    length: np.ndarray, start: np.ndarray, time: np.ndarray, clean: np.ndarray, n_prompts: int
+    length: np.ndarray, start: np.ndarray, time: np.ndarray, clean: np.ndarray, parent: np.ndarray
 ) -> tuple[Rows, np.ndarray]:
     own = length - start
     offset = np.concatenate([[0], np.cumsum(own)])
     position = np.arange(offset[-1]) - np.repeat(offset[:-1] - start, own)
     columns = np.arange(length.max(initial=0))
     source = offset[:-1, None] + columns - start[:, None]
-    # A row inherits from one before it, and the rows of the first request, which are whole, from none.
-    n_clean = int(np.searchsorted(time, _ALWAYS, side="right"))
-    of_request = slice(n_prompts, n_clean)
-    parent = np.arange(n_prompts, n_clean) % n_prompts
-    for rows, parents in ((of_request, parent), (slice(n_clean, None), clean[n_clean:])):
+    # A row inherits from one before it: request by request, since that one may have inherited in its turn.
+    n_requests, n_prompts = parent.shape
+    heirs = [
+        (slice(r * n_prompts, (r + 1) * n_prompts), parent[r] * n_prompts + np.arange(n_prompts))
+        for r in range(1, n_requests)
+    ]
+    for rows, parents in (*heirs, (slice(parent.size, None), clean[parent.size :])):
         source[rows] = np.where(columns < start[rows, None], source[parents], source[rows])
     # Columns beyond a prompt's end are never looked at: any token will do.
     source = np.where(columns < length[:, None], source, 0)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.encoding import TokenBatch
@@ -78,7 +79,7 @@ def _run_cell(runner: Runner, request: Request, cell: tuple[Edit, ...]) -> Kept:
     batch = request.batch
     kept: list[dict[int, Tensor]] = [{} for _ in request.reads]
     hooks: list[tuple[str, Any]] = [
-        (runner.hook_name(edit.site, edit.layer), partial(_edit, edit=edit, batch=batch))
+        (runner.hook_name(edit.site, edit.layer), partial(hook_edit, edit=edit, batch=batch))
         for edit in cell
     ]
     # Reads come after edits, so that a read of an edited site sees the edit.
@@ -112,7 +113,8 @@ def _own(activation: Tensor, site: str, prompt: int, length: int) -> Tensor:
     return activation[prompt, -length:]
 
 
-def _edit(activation: Tensor, hook: Any, *, edit: Edit, batch: TokenBatch) -> Tensor:
+def hook_edit(activation: Tensor, hook: Any, *, edit: Edit, batch: TokenBatch) -> Tensor:
+    """Carry out an edit of a left-padded activation, as a hook."""
     changed = activation.clone()
     for prompt, length in enumerate(batch.lengths.tolist()):
         if edit.where is not None and not edit.where[prompt]:
@@ -141,19 +143,33 @@ def _read(
     store: dict[int, Tensor],
     layer: int,
 ) -> None:
+    whole = every_position(activation, read.site, batch)
+    if read.position is not None:
+        lengths = batch.lengths.to(whole.device)
+        at = lengths + read.position if read.position < 0 else read.position
+        whole = whole[torch.arange(len(whole), device=whole.device), at]
+    store[layer] = whole
+
+
+def every_position(
+    activation: Tensor, site: str, batch: TokenBatch
+) -> Float[Tensor, "prompt position *site"]:
+    """Lay a left-padded activation out from each prompt's first token on, with zeros after its last.
+
+    Args:
+        activation: As a hook function sees it.
+        site: Its site.
+        batch: The prompts.
+
+    Returns:
+        The activation; attention weights have a key for every position of the longest prompt.
+    """
     width = batch.tokens.shape[1]
     rows = []
     for prompt, length in enumerate(batch.lengths.tolist()):
-        own = _own(activation, read.site, prompt, length)
-        kept = own if read.position is None else own[read.position][None]
-        whole = kept.new_zeros(
-            (width if read.position is None else 1, *kept.shape[1:-1], _last(kept, read, width))
-        )
-        whole[: len(kept), ..., : kept.shape[-1]] = kept
-        rows.append(whole if read.position is None else whole[0])
-    store[layer] = torch.stack(rows)
-
-
-def _last(kept: Tensor, read: Read, width: int) -> int:
-    """Size of the last axis: a pattern's keys go up to the longest prompt."""
-    return width if read.site == "pattern" else kept.shape[-1]
+        own = _own(activation, site, prompt, length)
+        last = width if site == "pattern" else own.shape[-1]
+        whole = own.new_zeros((width, *own.shape[1:-1], last))
+        whole[:length, ..., : own.shape[-1]] = own
+        rows.append(whole)
+    return torch.stack(rows)

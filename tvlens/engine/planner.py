@@ -37,7 +37,7 @@ def run_planned(
     Returns:
         One output for each request.
     """
-    memory = memory if memory is not None else _default_memory(runner.device)
+    memory = memory if memory is not None else default_memory(runner.device)
     chosen, layout = _choose(runner, requests, plan)
     if chosen.name == "plain":
         return _plain(runner, requests, chosen, memory)
@@ -49,7 +49,8 @@ def run_planned(
     return [replace(output, plan=chosen) for output in outputs]
 
 
-def _default_memory(device: torch.device) -> int:
+def default_memory(device: torch.device) -> int:
+    """Bytes for activations where nobody said how many."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     return DEFAULT_MEMORY

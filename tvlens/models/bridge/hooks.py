@@ -125,7 +125,9 @@ class _Carried:
     ) -> Float[Tensor, "batch position d_model"] | None:
         """Add the change to the residual after the block."""
         change, self.change = self.change, None
-        return None if change is None or not change.any() else resid + change
+        if change is None or not (change.requires_grad or change.any()):
+            return None
+        return resid + change
 
 
 def _site_of(name: str) -> tuple[str | None, int]:

@@ -107,7 +107,6 @@ class BridgeRunner:
         """Context in which functions sit on hook points, beside the user's own."""
         return hooked(self.model, hooks)
 
-    @torch.no_grad()
     def whole(
         self,
         tokens: Int[Tensor, "row position"],
@@ -190,7 +189,6 @@ class BridgeRunner:
             self._blocks[layer] = BridgeBlock(self.model, layer, rotary)
         return self._blocks[layer]
 
-    @torch.no_grad()
     def logits(
         self,
         resid: Float[Tensor, "row d_model"],
