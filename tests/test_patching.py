@@ -289,3 +289,33 @@ def test_both_kinds_of_models_give_the_same(name: str) -> None:
         for kind in tiny.KINDS
     ]
     assert np.abs(found[0] - found[1]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("work", ["trace", "patch_paths", "patch"])
+def test_a_function_knows_its_prompts_also_in_parts(
+    work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tvlens.patching import sweep
+
+    model = tiny.model("llama")
+    clean = ["a->A b->", "c->C d->", "e->E f->", "g->G h->"]
+    corrupted = ["a->a b->", "c->c d->", "e->e f->", "g->g h->"]
+    gold = torch.tensor([5, 17, 40, 80])
+
+    def metric(logits: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        return logits.gather(1, gold[prompt, None])[:, 0]
+
+    def values() -> Any:
+        if work == "trace":
+            return tv.trace(model, clean, "->", metric=metric, samples=2).data
+        if work == "patch_paths":
+            return tv.patch_paths(model, clean, corrupted, metric=metric).data
+        return tv.patch(
+            model, clean, corrupted, metric=metric, sites="pattern", by=("layer", "head")
+        ).data
+
+    whole = values()
+    monkeypatch.setattr(sweep, "_KEPT", 1)
+    parts = values()
+    for name in ("value", "clean", "corrupted"):
+        assert abs(parts[name] - whole[name]).max() < 1e-4

@@ -386,8 +386,8 @@ def test_senders_in_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ({"receivers": "finale"}, "unknown receiver 'finale'. Nearest: final"),
         ({"receivers": []}, "receivers is empty"),
-        ({"receivers": [(1, 2, 3)]}, r"a receiver is a pair \(layer, head\)"),
-        ({"receivers": [(1, 4)]}, "receiver head 4 asked for, but q have 4 heads"),
+        ({"receivers": [(1, 2, 3)]}, r"receivers are pairs, as in \[\(23, 3\)\]"),
+        ({"receivers": [(1, 4)]}, "receiver head 4 asked for, but inputs q have 4 heads"),
         ({"receivers": [(9, 0)]}, "layer 9 asked for, but this model has 4 layers"),
         ({"receivers": [(1, 0)], "inputs": "z"}, "unknown input 'z'"),
         ({"receivers": [(1, 0)], "receiver_positions": 70}, "receiver position 70 asked for"),

@@ -233,7 +233,10 @@ def test_by_default_the_runs_say_what_is_right_and_wrong() -> None:
         ({"by": "token"}, "unknown axis 'token'"),
         ({"by": "head"}, "resid_pre has no heads; these sites have: z, q, k, v, pattern"),
         ({"heads": 0}, "resid_pre has no heads"),
-        ({"sites": "k", "by": "head", "heads": [2]}, "head 2 asked for, but k have 2 heads"),
+        (
+            {"sites": "k", "by": "head", "heads": [2]},
+            "head 2 asked for, but of heads in this model 'k' has 2",
+        ),
         ({"layers": 4}, "layer 4 asked for, but this model has 4 layers"),
         ({"positions": 7}, "position 7 asked for, but the longest prompt has 7 tokens: -7 to 6"),
         ({"positions": []}, "positions is empty"),
@@ -533,3 +536,12 @@ def test_blurred_tokens_are_marked() -> None:
     ticks = result.plot().layout.xaxis.ticktext
     marked = ["*" in tick for tick in ticks]
     assert marked == result.data["subject"].values[0].tolist() and any(marked) and not all(marked)
+
+
+@pytest.mark.parametrize("n", [14, 40])
+def test_a_clear_effect_outlives_the_correction_for_many_cells(n: int) -> None:
+    effects = 1 + 0.1 * np.random.default_rng(0).standard_normal((n, 900))
+    p = sign_flip(effects)
+    assert correct(p, np.ones(900, dtype=bool)).max() < (0.12 if n == 14 else 0.05)
+    null = sign_flip(np.random.default_rng(1).standard_normal((n, 900)))
+    assert 0.02 < (null < 0.05).mean() < 0.08

@@ -144,6 +144,9 @@ class KL:
         return _Whole(_kl, (targets.reference.float().log_softmax(dim=-1),))
 
 
+_CALLED = "It is called with logits (row d_vocab) and the prompt of each row."
+
+
 @dataclass(frozen=True)
 class Custom:
     """A metric of the user's own.
@@ -165,13 +168,15 @@ class Custom:
     def _checked(
         self, logits: Float[Tensor, "row d_vocab"], prompt: Int[Tensor, " row"]
     ) -> Float[Tensor, " row"]:
-        values = self.function(logits, prompt)
+        try:
+            values = self.function(logits, prompt)
+        except (TypeError, IndexError) as error:
+            raise type(error)(f"metric {self.name!r} failed: {error}. {_CALLED}") from error
         if not isinstance(values, Tensor) or values.shape != prompt.shape:
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
                 f"metric {self.name!r} must give one number for each of {len(prompt)} rows, as a "
-                f"tensor of shape ({len(prompt)},); {shape} arrived. It is called with logits "
-                "(row d_vocab) and the prompt of each row."
+                f"tensor of shape ({len(prompt)},); {shape} arrived. {_CALLED}"
             )
         return values.float()
 

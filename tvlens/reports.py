@@ -95,6 +95,12 @@ def report(
     return Path(path)
 
 
+_OFFLINE = (
+    "this.parentElement.insertAdjacentText('beforeend', 'No network, so Plotly could not be loaded here: "
+    "use .plot() for the figure.')"
+)
+
+
 def card(result: Result) -> str:
     """Write a result as a small HTML card for a notebook; Plotly's script comes from its CDN.
 
@@ -109,6 +115,8 @@ def card(result: Result) -> str:
     """
     figure, caption = _untitled(result.plot(), "main")
     drawn = figure.to_html(full_html=False, include_plotlyjs="cdn")
+    # Without a network the figure stays empty: say so, and how to see it.
+    drawn = drawn.replace("<script ", f'<script onerror="{_OFFLINE}" ', 1)
     sizes = "".join(
         f"<td style='padding:0 1.2em 0 0'>{_text(name)} <b>{size}</b></td>"
         for name, size in result.data.sizes.items()

@@ -318,7 +318,7 @@ def _needed(layout: Layout, requests: Sequence[Request]) -> np.ndarray:
     """Tokens whose residual is needed after the final block's keys and values."""
     wanted: list[np.ndarray] = []
     for r, request in enumerate(requests):
-        wanted += _taken(layout, request)
+        wanted += _sources(layout, request)
         if request.readout is not None:
             wanted.append(layout.last[r].ravel())
         for site, position in _final_reads(request, layout.final):
@@ -333,7 +333,7 @@ def _needed(layout: Layout, requests: Sequence[Request]) -> np.ndarray:
     return np.unique(np.concatenate([tokens, originals]))
 
 
-def _taken(layout: Layout, request: Request) -> list[np.ndarray]:
+def _sources(layout: Layout, request: Request) -> list[np.ndarray]:
     """Tokens that values are taken from after the final block's keys and values."""
     asked = {
         (edit.values.request, edit.position)

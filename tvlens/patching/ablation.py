@@ -99,9 +99,14 @@ def ablate(
     batches, differs = {"clean": batch}, np.arange(lengths.max()) < lengths[:, None]
     # The untouched run runs along with the cells, unless answers depend on what it says.
     known = batches if needed_first(metric, answers, wrong) else {}
+    if kind == "mean" and reference is None and len(batch) == 1:
+        raise ValueError(
+            "the mean over one prompt is that prompt, so nothing would be ablated; give more prompts, or "
+            "others as reference=."
+        )
     if kind == "resample":
         chosen = _others(lengths, lengths_of(other), itself=reference is None, seed=seed)
-        taken = _taken(other, chosen)
+        taken = _reordered(other, chosen)
         differs, reads = differences(batch, taken), {s: grid.layers for s in grid.sites}
         seen = observe(model, {**known, "other": taken}, "other", reads, **limits)
     else:
@@ -219,7 +224,7 @@ def _others(
     return chosen
 
 
-def _taken(batch: TokenBatch, rows: Int[np.ndarray, " prompt"]) -> TokenBatch:
+def _reordered(batch: TokenBatch, rows: Int[np.ndarray, " prompt"]) -> TokenBatch:
     """Prompts in another order."""
     at = torch.from_numpy(rows)
     text = tuple(batch.text[i] for i in rows)

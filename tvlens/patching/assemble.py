@@ -40,19 +40,9 @@ class Task:
         logits = self.logits[run]
         return measure(self.metric.readout(self.targets), logits).float().cpu().numpy()
 
-    def rows(self, rows: slice) -> Targets:
-        """Targets of a range of prompts."""
-        known = self.targets
-        return Targets(
-            n_prompts=len(range(*rows.indices(known.n_prompts))),
-            answers=None if known.answers is None else known.answers[rows],
-            wrong=None if known.wrong is None else known.wrong[rows],
-            reference=None if known.reference is None else known.reference[rows],
-        )
-
     def readout(self, rows: slice) -> Readout:
         """What turns logits of a range of prompts into the metric."""
-        return self.metric.readout(self.rows(rows))
+        return self.metric.readout(self.targets).rows(rows)
 
     def also(self, run: str, logits: Float[Tensor, "prompt d_vocab"] | None) -> "Task":
         """The same with the logits of one more run, if there are any."""
@@ -153,7 +143,6 @@ def assemble(
     batches: dict[str, TokenBatch],
     *,
     started: float,
-    corrupted: Float[np.ndarray, " prompt"] | None = None,
     coords: dict[str, Any] | None = None,
     **note: Any,
 ) -> Patching:
@@ -166,7 +155,6 @@ def assemble(
         task: What was measured.
         batches: By name of the run, its prompts; the clean ones first.
         started: When the work began, by `time.perf_counter`.
-        corrupted: The metric of the corrupted run, where it is no plain run.
         coords: More coordinates.
         **note: More for the provenance: method, direction, verb, heading, and settings.
 
@@ -178,8 +166,6 @@ def assemble(
 
     n = len(batches["clean"])
     runs = {run: task.untouched(run) for run in task.logits}
-    if corrupted is not None:
-        runs["corrupted"] = corrupted
     # The untouched run of the sweep itself, so that what changes nothing changes exactly nothing.
     runs["corrupted" if note["direction"] == "denoise" else "clean"] = swept.base
     words = {run: [spelled(model, ids) for ids in real_tokens(b)] for run, b in batches.items()}

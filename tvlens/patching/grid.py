@@ -75,9 +75,7 @@ class Grid:
         """The heads that a cell exchanges; None is all of them. Empty where the site lacks the head."""
         if head is not None:
             return (head,) if head < self.n_heads[site] else ()
-        if self.heads_together is None or not self.n_heads[site]:
-            return (None,)
-        return self.heads_together
+        return (None,) if self.heads_together is None else self.heads_together
 
 
 def make_grid(
@@ -120,11 +118,13 @@ def make_grid(
         for site in chosen
     }
     most = max(n_heads.values())
+    # Side by side, heads that a site lacks are missing there; all at once, they cannot be exchanged.
+    there = most if "head" in by else min(n_heads.values())
     for head in _several(heads, 0):
-        if not 0 <= head < most:
+        if not 0 <= head < there:
+            counts = ", ".join(f"{site!r} has {n}" for site, n in n_heads.items())
             raise ValueError(
-                f"head {head} asked for, but {' and '.join(chosen)} have {most} heads in this model: "
-                f"0 to {most - 1}."
+                f"head {head} asked for, but of heads in this model {counts}: 0 to {there - 1}."
             )
     where = _positions(positions, int(lengths.max()))
     return Grid(
@@ -169,6 +169,8 @@ def _heads_of(runner: Runner, site: str, layers: Sequence[int], *, by_head: bool
 def _positions(given: int | Sequence[int] | None, width: int) -> tuple[int, ...] | None:
     if given is None:
         return None
+    if isinstance(given, str):
+        raise TypeError(f"positions are numbers, -1 for the last; {given!r} arrived.")
     chosen = tuple(_several(given, 0))
     for position in chosen:
         if not -width <= position < width:
@@ -202,17 +204,6 @@ class Effects:
     def first(self) -> Int[np.ndarray, " prompt"]:
         """The first position at which each pair differs; its length where it does not."""
         return np.where(self.differs.any(axis=1), self.differs.argmax(axis=1), self.lengths)
-
-    def exists(self, positions: Sequence[int | None]) -> Bool[np.ndarray, " prompt"]:
-        """Prompts that have at least one of these positions."""
-        found = np.zeros(len(self.lengths), dtype=bool)
-        for position in positions:
-            found |= (
-                True
-                if position is None
-                else (-self.lengths <= position) & (position < self.lengths)
-            )
-        return found
 
     def where(self, site: str, layer: int, position: int | None) -> Bool[Tensor, " prompt"] | bool:
         """Prompts in which an exchange matters: True for all, False for none."""

@@ -183,14 +183,16 @@ def _receivers(
         return Receivers((), (), None)
     found = []
     for receiver in receivers:
-        if isinstance(receiver, str) or len(receiver) != 2:
-            raise ValueError(f"a receiver is a pair (layer, head); {receiver!r} arrived.")
+        if isinstance(receiver, int | str) or len(receiver) != 2:
+            raise ValueError(
+                f"receivers are pairs, as in [(23, 3)] for head 3 of layer 23; {receivers!r} arrived."
+            )
         layer, head = check_layer(receiver[0], drive.n_layers), receiver[1]
         n_heads = min(drive.site_shape(name)[0] for name in through)
         if not 0 <= head < n_heads:
             raise ValueError(
-                f"receiver head {head} asked for, but {' and '.join(through)} have {n_heads} heads in "
-                f"this model: 0 to {n_heads - 1}."
+                f"receiver head {head} asked for, but inputs {', '.join(through)} have {n_heads} heads in "
+                f"this model: 0 to {n_heads - 1} (of k and v, heads are key-value heads)."
             )
         found.append((layer, head))
     if not found:

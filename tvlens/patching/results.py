@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 VARIABLES = ("normalized", "effect", "value")
+_ROUNDING = 1e-5  # of the size of a metric: smaller differences are none
+_NOTHING = 0.005  # a share of the metric, or an effect, that is written as 0.00
 _PAPERS = {
     "patch": ("zhang2024towards", "heimersheim2024patching"),
     "ablate": ("zhang2024towards", "heimersheim2024patching"),
@@ -88,7 +90,7 @@ class Patching(Result):
         clean, corrupted = self.data["clean"], self.data["corrupted"]
         gap = clean - corrupted
         scale = np.maximum(np.abs(clean), np.abs(corrupted))
-        return gap.where(np.abs(gap) > 1e-5 * scale.clip(min=1e-3))
+        return gap.where(np.abs(gap) > _ROUNDING * scale.clip(min=1e-3))
 
     def _variable(self, variable: str | None) -> tuple[str, xr.DataArray]:
         if variable is None:
@@ -169,8 +171,10 @@ class Patching(Result):
         dims = [dim for dim in effect.dims if dim != "prompt"]
         shape = tuple(effect.sizes[dim] for dim in dims)
         rows = effect.transpose("prompt", *dims).values.reshape(effect.sizes["prompt"], -1)
-        p = sign_flip(rows.astype(float), seed=seed)
-        tested = np.asarray(np.nan_to_num(rows).any(axis=0))
+        # Rounding is no change.
+        size = _ROUNDING * max(float(np.abs(self.value).max()), 1.0)
+        rows = np.where(np.abs(np.nan_to_num(rows.astype(float))) > size, rows, 0.0)
+        p, tested = sign_flip(rows, seed=seed), rows.any(axis=0)
         found = {"p": p, "p_corrected": correct(p, tested, correction=correction)}
         coords = {k: v for k, v in effect.coords.items() if "prompt" not in v.dims}
         table = xr.Dataset({k: (dims, v.reshape(shape)) for k, v in found.items()}, coords=coords)
@@ -217,6 +221,8 @@ class Patching(Result):
             carried = self._carried()
             return self._share(carried)
         best, n = self.best(name), self.data.sizes["prompt"]
+        if abs(best["mean"]) < _NOTHING:
+            return f"{self.provenance['verb']} {_site_list(self)} nowhere moves the {self._named}{_over(n)}."
         return (
             f"{self.provenance['verb']} {_place(best)} moves the {self._named} most: from "
             f"{float(self.base.mean()):.2f} by {best['mean']:+.2f}{_interval(best)}, mean of "
@@ -249,10 +255,11 @@ class Patching(Result):
                 best |= flipped
             share = f"{best['mean']:.2f}{_interval(best)}"
             said = f"{verb} {_place(best)} {done} {share} of the {self._named}"
+            if abs(best["mean"]) < _NOTHING:
+                said = f"{verb} {_site_list(self)} nowhere moves the {self._named}"
         clean, corrupted = (float(self.data[run].mean()) for run in ("clean", "corrupted"))
         return (
-            f"{said}; the clean run has {clean:.2f}, the corrupted one {corrupted:.2f}, over "
-            f"{n} prompt{'s' * (n != 1)}."
+            f"{said}; the clean run has {clean:.2f}, the corrupted one {corrupted:.2f}{_over(n)}."
         )
 
     def _carried(self) -> str:
@@ -377,3 +384,11 @@ def _position(labels: Mapping[str, Any]) -> str:
 def _interval(labels: Mapping[str, Any]) -> str:
     """Write an interval, where there are prompts enough for one."""
     return "" if np.isnan(labels["low"]) else f" ({labels['low']:.2f} to {labels['high']:.2f})"
+
+
+def _site_list(result: Patching) -> str:
+    return ", ".join(map(str, result.data["site"].values))
+
+
+def _over(n: int) -> str:
+    return f", over {n} prompt{'s' * (n != 1)}"

@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from tvlens._errors import unknown
 
 CORRECTIONS = ("holm", "bh", "none")
-_ALL_SIGNS = 12  # prompts up to which every sign pattern is tried
-_DRAWN = 9999
+_ALL_SIGNS = 16  # prompts up to which every sign pattern is tried
+# Patterns that are drawn: at least so many, and for each cell enough for Holm's correction of all cells.
+_DRAWN, _DRAWN_A_CELL, _MOST_DRAWN = 9999, 40, 2**18
 _AT_ONCE = 2**24  # numbers in one piece of work
 
 
@@ -76,15 +77,16 @@ def bootstrap_ratio(
 def sign_flip(effects: Float[np.ndarray, "prompt cell"], *, seed: int = 0) -> np.ndarray:
     """Test in every cell whether the mean effect is zero, by flipping the signs of whole prompts.
 
-    Up to 12 prompts every sign pattern is tried, so that p is exact; above, 9999 are drawn.
+    Up to 16 prompts every sign pattern is tried, so that p is exact; above, at least 9999 are drawn, and 40
+    for every cell that changed, so that a clear effect can outlive the correction for them.
 
     Args:
         effects: The change of each prompt; NaN where it has no value.
         seed: Seed of the drawn patterns.
 
     Returns:
-        Two-sided p for each cell; 1 where all effects are zero. The least that n prompts can reach is
-        2^(1-n).
+        Two-sided p for each cell; 1 where all effects are zero. The least that is possible is 2^(1-n) for up
+        to 16 prompts n, and above them 1 in the number of patterns.
 
     Example:
         >>> sign_flip(np.array([[1.0, 0.0]] * 5)).tolist()
@@ -94,23 +96,25 @@ def sign_flip(effects: Float[np.ndarray, "prompt cell"], *, seed: int = 0) -> np
         fisher1935design
     """
     effects = np.nan_to_num(effects, nan=0.0)
-    n = len(effects)
-    if n <= _ALL_SIGNS:
-        # Half of them: the other half has the same absolute sums.
-        bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n)
-        signs, extra = 1.0 - 2.0 * (bits & 1), 0
-    else:
-        drawn = np.random.default_rng(seed).integers(0, 2, size=(_DRAWN, n))
-        signs, extra = 1.0 - 2.0 * drawn, 1
-    p = np.ones(effects.shape[1])
-    step = max(_AT_ONCE // len(signs), 1)
-    for begin in range(0, effects.shape[1], step):
-        some = effects[:, begin : begin + step]
-        seen = np.abs(some.sum(axis=0))
-        # Rounding must not make a pattern that ties with the one seen look smaller.
-        least = seen - 1e-9 * np.abs(some).sum(axis=0)
-        count = (np.abs(signs @ some) >= least).sum(axis=0)
-        p[begin : begin + step] = (count + extra) / (len(signs) + extra)
+    n, changed = len(effects), effects.any(axis=0)
+    some, p = effects[:, changed], np.ones(effects.shape[1])
+    exact = n <= _ALL_SIGNS
+    # Half of them: the other half has the same absolute sums.
+    total = 2 ** (n - 1) if exact else min(max(_DRAWN, _DRAWN_A_CELL * some.shape[1]), _MOST_DRAWN)
+    rng = np.random.default_rng(seed)
+    # Rounding must not make a pattern that ties with the one seen look smaller.
+    least = np.abs(some.sum(axis=0)) - 1e-9 * np.abs(some).sum(axis=0)
+    count = np.zeros(some.shape[1])
+    step = max(_AT_ONCE // max(some.shape[1], n), 1)
+    for begin in range(0, total, step):
+        size = min(step, total - begin)
+        bits = (
+            np.arange(begin, begin + size)[:, None] >> np.arange(n)
+            if exact
+            else rng.integers(0, 2, (size, n))
+        )
+        count += (np.abs((1.0 - 2.0 * (bits & 1)) @ some) >= least).sum(axis=0)
+    p[changed] = count / total if exact else (count + 1) / (total + 1)
     return p
 
 

@@ -64,17 +64,18 @@ def patching_heatmap(
     ]
     steps = list(itertools.product(*(data[d].values.tolist() for d in rest)))
     centre, half = _scale(data)
+    shown = _most_moved(data, rest, steps, centre)
     small = data.sizes[x] <= 12 and data.sizes[y] <= 16
     texts = CellText(x, y, centre, half, small if text is None else text, _note(data))
     fig = figure()
     for number, step in enumerate(steps):
         cell = data.sel(dict(zip(rest, step, strict=True)))
-        fig.add_trace(_trace(cell, texts, visible=number == 0))
+        fig.add_trace(_trace(cell, texts, visible=number == shown))
     _colors(fig, data, centre, half)
     _axes(fig, data, x, y)
     _room(fig, data, x, y, controls=len(steps) > 1 or "each" in data)
     if len(steps) > 1:
-        fig.update_layout(sliders=[_slider(rest, steps)])
+        fig.update_layout(sliders=[_slider(rest, steps, shown)])
     if "each" in data:
         fig.update_layout(updatemenus=[_menu(data, rest, steps, texts)])
     note = _note(data)
@@ -261,7 +262,19 @@ def _room(fig: go.Figure, data: xr.Dataset, x: str, y: str, *, controls: bool) -
     )
 
 
-def _slider(rest: list[str], steps: list[tuple[Any, ...]]) -> dict[str, Any]:
+def _most_moved(
+    data: xr.Dataset, rest: list[str], steps: list[tuple[Any, ...]], centre: float
+) -> int:
+    """The step of the slider whose map holds the largest effect, which the heading speaks of."""
+    moved = np.abs(data["mean"] - centre).fillna(0)
+    if "site" in rest:
+        # Sites are alternatives, and the first is the one that was asked for first.
+        moved = moved.where(data["site"] == data["site"].values[0], 0)
+    sizes = [float(moved.sel(dict(zip(rest, step, strict=True))).max()) for step in steps]
+    return int(np.argmax(sizes))
+
+
+def _slider(rest: list[str], steps: list[tuple[Any, ...]], shown: int) -> dict[str, Any]:
     """A slider over the dimensions that have no axis; those with one value are not named."""
     several = [i for i in range(len(rest)) if len({step[i] for step in steps}) > 1]
     names = [
@@ -269,7 +282,7 @@ def _slider(rest: list[str], steps: list[tuple[Any, ...]]) -> dict[str, Any]:
         for step in steps
     ]
     return {
-        "active": 0,
+        "active": shown,
         "x": 0,
         "xanchor": "left",
         "len": 0.62,
