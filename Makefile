@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BRIDGE := .venv-bridge
 BRIDGE_LENS := 4.3.0
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Two processes are quicker than two threads: most tests are of tiny models.
+PYTEST := -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-bridge lint fast docs clean
@@ -18,13 +20,13 @@ demo: $(VENV)/.run  ## Find a real model's task vectors; writes tvlens-demo/repo
 	$(BIN)/tvlens demo
 
 test: lint  ## Lint, type check, all tests, coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
+	$(BIN)/python $(PYTEST) --cov --cov-report=term:skip-covered --durations=10
 
 test-bridge: $(BRIDGE)/.dev  ## Tests that run models, without the real ones, on TransformerLens 4
-	$(BRIDGE)/bin/python -m pytest -m "not slow" $(BRIDGE_TESTS)
+	$(BRIDGE)/bin/python $(PYTEST) -m "not slow" $(BRIDGE_TESTS)
 
 fast: lint  ## Lint, type check, tests without real models
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

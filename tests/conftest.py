@@ -21,7 +21,8 @@ def _threads() -> None:
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(2, os.cpu_count() or 1))
+        alone = "PYTEST_XDIST_WORKER" not in os.environ
+        torch.set_num_threads(min(2 if alone else 1, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")
