@@ -55,7 +55,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 # What no model has a part in is the same in both environments.
-BRIDGE_TESTS := $(addprefix tests/test_,bridge.py bridge_models.py cli.py injection.py layer_sweep.py models.py \
+BRIDGE_TESTS := $(addprefix tests/test_,bridge.py bridge_models.py cli.py heads.py injection.py ioi.py layer_sweep.py lens.py models.py \
   package.py prompts.py vectors.py) $(wildcard tests/test_engine*.py tests/test_model_*.py tests/test_patching*.py) tvlens
 
 # It stands on the first environment and has a TransformerLens of its own before that one's: seconds, not minutes.

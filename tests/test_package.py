@@ -75,6 +75,7 @@ RANKS = [
     {"plots"},
     {"results", "citations"},
     {"patching"},
+    {"lens", "circuits"},
     {"experiments"},
     {"reports", "testing"},
     {"cli"},

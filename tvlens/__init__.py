@@ -13,15 +13,24 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     # What editors and type checkers see; at run time the same names load on first use, below.
+    from tvlens import circuits as circuits
     from tvlens import experiments as experiments
     from tvlens import models as models
     from tvlens import plots as plots
     from tvlens import tasks as tasks
+    from tvlens.circuits import head_scores as head_scores
+    from tvlens.circuits import induction_test as induction_test
+    from tvlens.circuits import ioi_prompts as ioi_prompts
     from tvlens.citations import cite as cite
     from tvlens.experiments.layer_sweep import LayerSweep as LayerSweep
     from tvlens.experiments.layer_sweep import layer_sweep as layer_sweep
     from tvlens.extraction import extract as extract
     from tvlens.injection import inject as inject
+    from tvlens.lens import Lens as Lens
+    from tvlens.lens import Projection as Projection
+    from tvlens.lens import TunedLens as TunedLens
+    from tvlens.lens import logit_lens as logit_lens
+    from tvlens.lens import project as project
     from tvlens.models import facts as facts
     from tvlens.models import list_models as list_models
     from tvlens.models import load_model as load_model
@@ -63,6 +72,14 @@ _HOME = {
     "trace": "tvlens.patching",
     "patch_paths": "tvlens.patching",
     "Patching": "tvlens.patching",
+    "head_scores": "tvlens.circuits",
+    "induction_test": "tvlens.circuits",
+    "ioi_prompts": "tvlens.circuits",
+    "Lens": "tvlens.lens",
+    "Projection": "tvlens.lens",
+    "TunedLens": "tvlens.lens",
+    "logit_lens": "tvlens.lens",
+    "project": "tvlens.lens",
     "layer_sweep": "tvlens.experiments.layer_sweep",
     "LayerSweep": "tvlens.experiments.layer_sweep",
     "Result": "tvlens.results",
@@ -74,7 +91,7 @@ _HOME = {
 __all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore
 
 
-_MODULES = ("experiments", "models", "plots", "tasks")
+_MODULES = ("circuits", "experiments", "models", "plots", "tasks")
 
 
 def __getattr__(name: str) -> Any:

@@ -113,7 +113,9 @@ def _own(activation: Tensor, site: str, prompt: int, length: int) -> Tensor:
     return activation[prompt, -length:]
 
 
-def hook_edit(activation: Tensor, hook: Any, *, edit: Edit, batch: TokenBatch) -> Tensor:
+def hook_edit(
+    activation: Float[Tensor, "prompt _ *axes"], hook: Any, *, edit: Edit, batch: TokenBatch
+) -> Float[Tensor, "prompt _ *axes"]:
     """Carry out an edit of a left-padded activation, as a hook."""
     changed = activation.clone()
     for prompt, length in enumerate(batch.lengths.tolist()):
@@ -152,7 +154,7 @@ def _read(
 
 
 def every_position(
-    activation: Tensor, site: str, batch: TokenBatch
+    activation: Float[Tensor, "prompt _ *axes"], site: str, batch: TokenBatch
 ) -> Float[Tensor, "prompt position *site"]:
     """Lay a left-padded activation out from each prompt's first token on, with zeros after its last.
 

@@ -54,6 +54,14 @@ class Block(Protocol):
         """Turn head outputs into what attention adds to the residual stream."""
         ...
 
+    def project_out(self, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
+        """Multiply head outputs by W_O and add its bias; what follows is `norm_attn_out`."""
+        ...
+
+    def norm_attn_out(self, out: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """Do what stands between W_O and the residual stream: a norm in some models, else nothing."""
+        ...
+
     def mlp_out(self, resid: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """Give what the MLP, which reads this residual, adds to it; its norms included."""
         ...
@@ -124,6 +132,12 @@ class Runner(Protocol):
         """Embed tokens that stand at these positions of their prompts."""
         ...
 
+    def embed_position(
+        self, tokens: Int[Tensor, " token"], position: Int[Tensor, " token"]
+    ) -> Float[Tensor, "token d_model"]:
+        """Give that part of `embed` which is an embedding of the position; zeros where there is none."""
+        ...
+
     def block(self, layer: int) -> Block:
         """Give one block in parts."""
         ...
@@ -137,6 +151,23 @@ class Runner(Protocol):
 
         With columns, only these tokens' logits are computed, each row its own; else all of them.
         """
+        ...
+
+    @property
+    def soft_cap(self) -> float:
+        """Bound of the logits; 0 where there is none."""
+        ...
+
+    def last_norm(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Give final residuals as the unembedding reads them."""
+        ...
+
+    def unembed(
+        self,
+        normed: Float[Tensor, "row d_model"],
+        columns: Int[Tensor, "row column"] | None = None,
+    ) -> Float[Tensor, "row column"]:
+        """Unembed what `last_norm` gives, up to the soft cap; columns as in `logits`."""
         ...
 
 

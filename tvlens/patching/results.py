@@ -174,7 +174,7 @@ class Patching(Result):
         # Rounding is no change.
         size = _ROUNDING * max(float(np.abs(self.value).max()), 1.0)
         rows = np.where(np.abs(np.nan_to_num(rows.astype(float))) > size, rows, 0.0)
-        p, tested = sign_flip(rows, seed=seed), rows.any(axis=0)
+        p, tested = sign_flip(rows, seed=seed), np.asarray(rows.any(axis=0))
         found = {"p": p, "p_corrected": correct(p, tested, correction=correction)}
         coords = {k: v for k, v in effect.coords.items() if "prompt" not in v.dims}
         table = xr.Dataset({k: (dims, v.reshape(shape)) for k, v in found.items()}, coords=coords)

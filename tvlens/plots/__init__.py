@@ -6,15 +6,24 @@ Everything after the data is keyword-only and named after a dimension or a visua
 
 from tvlens.plots.accuracy_bars import accuracy_bars
 from tvlens.plots.accuracy_by_layer import accuracy_by_layer
+from tvlens.plots.heads import ablation_costs, head_map, logit_differences
+from tvlens.plots.lens import lens_by_layer, lens_heatmap
 from tvlens.plots.patching import patching_heatmap
+from tvlens.plots.projection import projection_heatmap
 from tvlens.plots.theme import ROLES, token_label
 from tvlens.plots.vocabulary import vocabulary
 
 __all__ = [
     "ROLES",
+    "ablation_costs",
     "accuracy_bars",
     "accuracy_by_layer",
+    "head_map",
+    "lens_by_layer",
+    "lens_heatmap",
+    "logit_differences",
     "patching_heatmap",
+    "projection_heatmap",
     "token_label",
     "vocabulary",
 ]

@@ -266,7 +266,7 @@ def _most_moved(
     data: xr.Dataset, rest: list[str], steps: list[tuple[Any, ...]], centre: float
 ) -> int:
     """The step of the slider whose map holds the largest effect, which the heading speaks of."""
-    moved = np.abs(data["mean"] - centre).fillna(0)
+    moved = abs(data["mean"].fillna(centre) - centre)
     if "site" in rest:
         # Sites are alternatives, and the first is the one that was asked for first.
         moved = moved.where(data["site"] == data["site"].values[0], 0)

@@ -93,7 +93,15 @@ class BridgeBlock:
 
     def attn_out(self, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
         """Turn head outputs into what attention adds to the residual stream."""
-        return self._ln1_post(self._o(z.flatten(1)))
+        return self._ln1_post(self.project_out(z))
+
+    def project_out(self, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
+        """Multiply head outputs by W_O and add its bias; what follows is `norm_attn_out`."""
+        return self._o(z.flatten(1))
+
+    def norm_attn_out(self, out: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """Do what stands between W_O and the residual stream: a norm in some models, else nothing."""
+        return self._ln1_post(out)
 
     def mlp_out(self, resid: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """Give what the MLP, which reads this residual, adds to it; its norms included."""

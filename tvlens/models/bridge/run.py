@@ -178,6 +178,19 @@ class BridgeRunner:
         )
         return resid[:, 0]
 
+    def embed_position(
+        self, tokens: Int[Tensor, " token"], position: Int[Tensor, " token"]
+    ) -> Float[Tensor, "token d_model"]:
+        """Give that part of `embed` which is an embedding of the position; zeros where there is none."""
+        name = "pos_embed.hook_out"
+        kept: list[Tensor] = []
+        if hook_point(self.model, name) is not None:
+            with self.hooked([(name, lambda out, hook: kept.append(out))]):
+                self.embed(tokens, position)
+        if not kept:
+            return torch.zeros(len(tokens), self.cfg.d_model, device=self.device, dtype=self.dtype)
+        return kept[0].detach().flatten(0, -2).expand(len(tokens), -1).to(self.device)
+
     def block(self, layer: int) -> BridgeBlock:
         """Give one block in parts."""
         if layer not in self._blocks:
@@ -219,21 +232,38 @@ class BridgeRunner:
         _read_out.add(self.model)
 
     def _logits(self, resid: Tensor, columns: Tensor | None) -> Tensor:
-        unembed = inside(self.model.unembed)
+        logits = self.unembed(self.last_norm(resid), columns)
+        cap = self.soft_cap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    @property
+    def soft_cap(self) -> float:
+        """Bound of the logits; 0 where there is none."""
+        return max(float(getattr(self.cfg, "output_logits_soft_cap", None) or 0.0), 0.0)
+
+    def last_norm(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Give final residuals as the unembedding reads them."""
         # Where blocks are spread, an unembedding tied to the embedding may stand apart from the last norm.
-        resid = _beside(unembed, norm(self._last_norm)(_beside(self._last_norm, resid)))
+        normed = norm(self._last_norm)(_beside(self._last_norm, resid))
+        return _beside(inside(self.model.unembed), normed)
+
+    def unembed(
+        self,
+        normed: Float[Tensor, "row d_model"],
+        columns: Int[Tensor, "row column"] | None = None,
+    ) -> Float[Tensor, "row column"]:
+        """Unembed what `last_norm` gives, scaled as the model does, up to the soft cap."""
+        unembed = inside(self.model.unembed)
         if columns is None:
-            logits = unembed(resid)
+            logits = unembed(normed)
         else:
-            columns = columns.to(resid.device)
-            logits = torch.einsum("rd,rcd->rc", resid, F.embedding(columns, unembed.weight))
+            columns = columns.to(normed.device)
+            logits = torch.einsum("rd,rcd->rc", normed, F.embedding(columns, unembed.weight))
             if unembed.bias is not None:
                 logits = logits + unembed.bias[columns]
         config = text_config(self.model)
         logits = logits * (getattr(config, "logit_scale", None) or 1.0)
-        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
-        cap = getattr(self.cfg, "output_logits_soft_cap", None) or 0.0
-        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+        return logits / (getattr(config, "logits_scaling", None) or 1.0)
 
 
 def _beside(module: Any, x: Tensor) -> Tensor:

@@ -85,8 +85,15 @@ class HookedBlock:
 
     def attn_out(self, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
         """Turn head outputs into what attention adds to the residual stream."""
+        return self._ln1_post(self.project_out(z))
+
+    def project_out(self, z: Float[Tensor, "token head d_head"]) -> Float[Tensor, "token d_model"]:
+        """Multiply head outputs by W_O and add its bias; what follows is `norm_attn_out`."""
         # Not einops: its checks cost as much as a launch, and this runs for every block of every pass.
-        out = torch.addmm(self.attn.b_O, z.flatten(1), self.attn.W_O.flatten(0, 1))
+        return torch.addmm(self.attn.b_O, z.flatten(1), self.attn.W_O.flatten(0, 1))
+
+    def norm_attn_out(self, out: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """Do what stands between W_O and the residual stream: a norm in some models, else nothing."""
         return self._ln1_post(out)
 
     def mlp_out(self, resid: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:

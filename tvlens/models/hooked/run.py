@@ -112,6 +112,14 @@ class HookedRunner:
             resid = resid + self.model.pos_embed.W_pos[position]
         return resid
 
+    def embed_position(
+        self, tokens: Int[Tensor, " token"], position: Int[Tensor, " token"]
+    ) -> Float[Tensor, "token d_model"]:
+        """Give that part of `embed` which is an embedding of the position; zeros where there is none."""
+        if self.cfg.positional_embedding_type == "standard":
+            return self.model.pos_embed.W_pos[position]
+        return torch.zeros(len(tokens), self.cfg.d_model, device=self.device, dtype=self.dtype)
+
     def block(self, layer: int) -> HookedBlock:
         """Give one block in parts."""
         return HookedBlock(self.model.blocks[layer], self.cfg)
@@ -122,15 +130,29 @@ class HookedRunner:
         columns: Int[Tensor, "row column"] | None = None,
     ) -> Float[Tensor, "row column"]:
         """Read final residuals out through final norm, unembedding and soft cap."""
+        logits = self.unembed(self.last_norm(resid), columns)
+        cap = self.soft_cap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    @property
+    def soft_cap(self) -> float:
+        """Bound of the logits; 0 where there is none."""
+        return max(float(self.cfg.output_logits_soft_cap or 0.0), 0.0)
+
+    def last_norm(self, resid: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """Give final residuals as the unembedding reads them."""
+        resid = resid.to(self.model.unembed.W_U.device)
+        return resid if self.cfg.normalization_type is None else norm(self.model.ln_final)(resid)
+
+    def unembed(
+        self,
+        normed: Float[Tensor, "row d_model"],
+        columns: Int[Tensor, "row column"] | None = None,
+    ) -> Float[Tensor, "row column"]:
+        """Unembed what `last_norm` gives, up to the soft cap."""
         unembed = self.model.unembed
-        resid = resid.to(unembed.W_U.device)
-        if self.cfg.normalization_type is not None:
-            resid = norm(self.model.ln_final)(resid)
         if columns is None:
             # The model's own unembedding copies its whole matrix first.
-            logits = torch.addmm(unembed.b_U, resid, unembed.W_U)
-        else:
-            weights = unembed.W_U[:, columns]
-            logits = torch.einsum("rd,drc->rc", resid, weights) + unembed.b_U[columns]
-        cap = self.cfg.output_logits_soft_cap
-        return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
+            return torch.addmm(unembed.b_U, normed, unembed.W_U)
+        weights = unembed.W_U[:, columns]
+        return torch.einsum("rd,drc->rc", normed, weights) + unembed.b_U[columns]
