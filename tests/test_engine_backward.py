@@ -88,3 +88,11 @@ def test_weights_are_as_they_were() -> None:
         backward(model, as_batch(model, "a"), lambda resid, rows: resid, places=[("z", 0)])
     assert [weight.requires_grad for weight in model.parameters()] == before
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_places_may_be_asked_for_in_any_order() -> None:
+    model = tiny.model("llama")
+    batch = as_batch(model, "a->A b->")
+    places = [("resid_mid", 3), ("v", 0), ("pattern", 2)]
+    found = backward(model, batch, lambda resid, rows: resid.square().sum(-1), places=places)
+    assert list(found.gradients) == list(found.activations) == places

@@ -149,7 +149,7 @@ def _run(
             f"what is differentiated must be one number for each of {len(batch)} prompts; shape "
             f"{tuple(values.shape)} arrived."
         )
-    order = list(zeros)
+    order = list(dict.fromkeys(places))
     found = torch.autograd.grad(values.sum(), [zeros[p] for p in order], materialize_grads=True)
     with torch.no_grad():
         gradients = {p: every_position(g, p[0], batch) for p, g in zip(order, found, strict=True)}
