@@ -75,7 +75,7 @@ RANKS = [
     {"plots"},
     {"results", "citations"},
     {"patching"},
-    {"lens", "circuits"},
+    {"lens", "attribution", "circuits"},
     {"experiments"},
     {"reports", "testing"},
     {"cli"},

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from tvlens import models as models
     from tvlens import plots as plots
     from tvlens import tasks as tasks
+    from tvlens.attribution import Attribution as Attribution
+    from tvlens.attribution import Gradients as Gradients
+    from tvlens.attribution import attribute as attribute
+    from tvlens.attribution import attribute_gradients as attribute_gradients
+    from tvlens.attribution import writers as writers
+    from tvlens.circuits import circuit as circuit
+    from tvlens.circuits import edge_scores as edge_scores
+    from tvlens.circuits import faithfulness as faithfulness
     from tvlens.circuits import head_scores as head_scores
     from tvlens.circuits import induction_test as induction_test
     from tvlens.circuits import ioi_prompts as ioi_prompts
@@ -36,6 +44,8 @@ if TYPE_CHECKING:
     from tvlens.models import load_model as load_model
     from tvlens.patching import Patching as Patching
     from tvlens.patching import ablate as ablate
+    from tvlens.patching import agreement as agreement
+    from tvlens.patching import attribution_patch as attribution_patch
     from tvlens.patching import patch as patch
     from tvlens.patching import patch_paths as patch_paths
     from tvlens.patching import trace as trace
@@ -71,15 +81,25 @@ _HOME = {
     "ablate": "tvlens.patching",
     "trace": "tvlens.patching",
     "patch_paths": "tvlens.patching",
+    "attribution_patch": "tvlens.patching",
+    "agreement": "tvlens.patching",
     "Patching": "tvlens.patching",
     "head_scores": "tvlens.circuits",
     "induction_test": "tvlens.circuits",
     "ioi_prompts": "tvlens.circuits",
+    "edge_scores": "tvlens.circuits",
+    "circuit": "tvlens.circuits",
+    "faithfulness": "tvlens.circuits",
     "Lens": "tvlens.lens",
     "Projection": "tvlens.lens",
     "TunedLens": "tvlens.lens",
     "logit_lens": "tvlens.lens",
     "project": "tvlens.lens",
+    "attribute": "tvlens.attribution",
+    "attribute_gradients": "tvlens.attribution",
+    "writers": "tvlens.attribution",
+    "Attribution": "tvlens.attribution",
+    "Gradients": "tvlens.attribution",
     "layer_sweep": "tvlens.experiments.layer_sweep",
     "LayerSweep": "tvlens.experiments.layer_sweep",
     "Result": "tvlens.results",

@@ -26,6 +26,7 @@ _PAPERS = {
     "ablate": ("zhang2024towards", "heimersheim2024patching"),
     "trace": ("meng2022locating",),
     "patch_paths": ("wang2023interpretability", "goldowskydill2023localizing"),
+    "attribution_patch": ("nanda2023attribution", "syed2023attribution"),
 }
 
 
@@ -39,7 +40,7 @@ class _References:
 
 
 class Patching(Result):
-    """What `patch`, `ablate`, `trace` or `patch_paths` found; the metric is kept prompt by prompt."""
+    """What `patch` and its like found; the metric is kept prompt by prompt."""
 
     kind: ClassVar[str] = "patching"
     references: ClassVar[Any] = _References()
@@ -224,7 +225,7 @@ class Patching(Result):
         if abs(best["mean"]) < _NOTHING:
             return f"{self.provenance['verb']} {_site_list(self)} nowhere moves the {self._named}{_over(n)}."
         return (
-            f"{self.provenance['verb']} {_place(best)} moves the {self._named} most: from "
+            f"{self.provenance['verb']} {spoken_place(best)} moves the {self._named} most: from "
             f"{float(self.base.mean()):.2f} by {best['mean']:+.2f}{_interval(best)}, mean of "
             f"{n} prompt{'s' * (n != 1)}."
         )
@@ -254,7 +255,7 @@ class Patching(Result):
                 }
                 best |= flipped
             share = f"{best['mean']:.2f}{_interval(best)}"
-            said = f"{verb} {_place(best)} {done} {share} of the {self._named}"
+            said = f"{verb} {spoken_place(best)} {done} {share} of the {self._named}"
             if abs(best["mean"]) < _NOTHING:
                 said = f"{verb} {_site_list(self)} nowhere moves the {self._named}"
         clean, corrupted = (float(self.data[run].mean()) for run in ("clean", "corrupted"))
@@ -364,8 +365,15 @@ class Patching(Result):
         return drawn.assign_attrs(**self.data.attrs, **note)
 
 
-def _place(labels: Mapping[str, Any]) -> str:
-    """Write a cell in words: ``resid_pre at layer 3, position 5 (␣Paris)``."""
+def spoken_place(labels: Mapping[str, Any]) -> str:
+    """Write a cell in words.
+
+    Args:
+        labels: ``site``, ``layer``, and where there are any ``position``, ``token`` and ``head``.
+
+    Returns:
+        As ``resid_pre at layer 3, position 5 (␣Paris)``.
+    """
     words = [f"layer {labels['layer']}"]
     if "position" in labels:
         words.append(_position(labels))

@@ -218,7 +218,7 @@ def sweep(
     which[[number for number, _ in cells]] = np.arange(1, len(cells) + 1)
     values = output.values[VALUE].float().cpu().numpy()
     found = values[which]
-    _forget_missing(found, grid, lengths_of(batch))
+    forget_missing(found, grid, lengths_of(batch))
     kept = None
     if top:
         tokens, shares = output.values["top"], output.values["top_probability"]
@@ -287,8 +287,14 @@ def joined(swept: Sequence[Swept]) -> Swept:
     )
 
 
-def _forget_missing(values: np.ndarray, grid: Grid, lengths: np.ndarray) -> None:
-    """Put NaN where a prompt has no such position, or a site no such head."""
+def forget_missing(values: np.ndarray, grid: Grid, lengths: np.ndarray) -> None:
+    """Put NaN where a prompt has no such position, or a site no such head.
+
+    Args:
+        values: Values by cell and prompt, changed in place.
+        grid: The cells.
+        lengths: Number of tokens of each prompt.
+    """
     shaped = values.reshape(*grid.shape, len(lengths))
     if grid.positions is not None:
         at = np.array(grid.positions)[:, None]
