@@ -166,6 +166,31 @@ def test_an_earlier_position(kind: str) -> None:
         attribute(model, batch, position=400)
 
 
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_answers_go_on_at_the_position(name: str) -> None:
+    model = tiny.model(name)
+    words = as_batch(model, "a->").lengths.item()
+    early = attribute(model, "a->A b", answers="A", position=words - 1)
+    alone = attribute(model, "a->", answers="A")
+    # After the "b" of the whole prompt a space would be put before the answer.
+    assert early.data["answer"].values.tolist() == alone.data["answer"].values.tolist()
+    assert float(early.data["total"][0]) == pytest.approx(float(alone.data["total"][0]), abs=1e-4)
+    behind = words - as_batch(model, "a->A b").lengths.item() - 1
+    same = attribute(model, "a->A b", answers="A", position=behind)
+    assert float(same.data["total"][0]) == float(early.data["total"][0])
+
+
+def test_the_prompt_whose_answers_are_the_same_is_named_in_every_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny.model("llama")
+    with torch.no_grad():
+        last = tiny.hf("llama")(as_batch(model, PROMPTS[2]).tokens).logits[0, -1].argmax()
+    monkeypatch.setattr("tvlens.patching.sweep._KEPT", 1)
+    with pytest.raises(ValueError, match="prompt 2: right and wrong"):
+        attribute(model, PROMPTS, wrong=[0, 0, int(last)])
+
+
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_chunks_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("llama", kind)

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plotly.colors import sample_colorscale
 
 import tvlens as tv
 from tests import tiny
 from tvlens.attribution import attribute, attribute_gradients, writers
 from tvlens.plots import attribution as figures
+from tvlens.plots.theme import DIVERGING
 
 PROMPTS = ["example:cat->CAT <dog->", "one two $three$"]
 
@@ -57,12 +59,13 @@ def test_maps_have_heads_or_tokens_on_their_axes(result: Any) -> None:
 
 def test_tokens_are_coloured_by_their_values(result: Any) -> None:
     figure = result.plot("tokens")
-    first, second = figure.data
-    assert first.visible and not second.visible
+    first, second, scale = figure.data
+    assert first.visible and not second.visible and scale.marker.coloraxis == "coloraxis"
     values = result.data["attention"].sum(["layer", "head"]).isel(prompt=0).values
     words = result.data["prompt_token"].values[0]
     n = int((words != "").sum())
-    np.testing.assert_allclose(first.marker.color, values[:n], atol=1e-6)
+    half = figure.layout.coloraxis.cmax
+    assert list(first.marker.color) == sample_colorscale(DIVERGING, 0.5 + values[:n] / (2 * half))
     assert len(first.text) == n and any("&lt;" in text for text in first.text)
     dollars = result.plot("tokens", prompt=1).data
     assert dollars[1].visible and not any("$" in text for text in dollars[1].text)

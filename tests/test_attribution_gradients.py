@@ -216,6 +216,7 @@ def test_a_metric_of_ones_own() -> None:
         ({"method": "integrated_gradients", "baseline": "nil"}, "unknown baseline 'nil'"),
         ({"method": "integrated_gradients", "baseline": torch.zeros(3)}, r"width 64; shape \(3,\)"),
         ({"metric": "rank", "answers": 17}, "'rank' has no gradient"),
+        ({"metric": "kl"}, "kl is least, and so flat.*integrated_gradients"),
         ({"metric": lambda logits, prompt: logits}, r"one number for each of 1 rows.*\(1, 640\)"),
         ({"answers": 17, "wrong": 17}, "both begin with the token"),
     ],

@@ -206,7 +206,7 @@ def test_the_cell_that_fails_is_named(compared: tuple[Patching, Patching]) -> No
     assert len(worst) == 1
     assert worst.loc[0, ["layer", "head", "position"]].tolist() == [1, 2, 5]
     assert worst.loc[0, "error"] == pytest.approx(3 * largest, rel=1e-4)
-    assert "1 are off" in found.finding() and "layer 1, position 5" in found.finding()
+    assert "1 is off" in found.finding() and "layer 1, position 5" in found.finding()
     figure = found.plot()
     failed = [trace for trace in figure.data if trace.name == "z, off"]
     assert len(failed) == 1 and "layer 1, head 2, position 5" in failed[0].customdata[0]
@@ -217,6 +217,13 @@ def test_cells_that_cannot_change_do_not_count(compared: tuple[Patching, Patchin
     # The pairs agree before position 3.
     assert found.cells["position"].min() == 3
     assert 0.5 < found.correlation()["spearman"] < 1
+
+
+def test_equal_prompts_leave_nothing_to_compare() -> None:
+    clean, _ = pair()
+    found = agreement(*both(tiny.model("gpt2"), clean, clean))
+    assert found.cells.empty and "nothing to compare" in found.finding()
+    assert np.isnan(found.summary()["spearman"]) and found.plot().layout.title.text
 
 
 def test_agreement_is_saved_and_read(compared: tuple[Patching, Patching], tmp_path: Any) -> None:

@@ -208,6 +208,33 @@ def test_prompts_in_chunks_and_of_several_lengths() -> None:
         np.testing.assert_allclose(alone.score, whole.isel(prompt=i), atol=1e-5)
 
 
+@pytest.mark.parametrize("nodes", ["head", "layer"])
+@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+def test_equal_prompts_have_edges_worth_nothing(name: str, nodes: str) -> None:
+    model, (clean, corrupted) = tiny.model(name), pair()
+    half = torch.stack([clean[0], corrupted[1]])
+    longest = _bytes(runner(model), graph_of(model), clean.shape[1])
+    # One prompt at a time, of which the first differs nowhere.
+    found = edge_scores(model, clean, half, nodes=nodes, memory=longest, **ASKED)
+    scores = found.data["score_by_prompt"].values[found.graph.edges]
+    assert (scores[:, 0] == 0).all()
+    np.testing.assert_allclose(
+        scores[:, 1],
+        scored(name, tiny.KINDS[0], nodes).data["score_by_prompt"].values[found.graph.edges][:, 1],
+        atol=1e-4,
+    )
+    assert edge_scores(model, clean, clean, nodes=nodes, **ASKED).sent().max() == 0
+
+
+def test_there_are_no_more_edges_at_the_top_than_in_the_graph() -> None:
+    scores = scored("llama", tiny.KINDS[0])
+    everything = scores.top(10_000)
+    assert len(everything) == scores.graph.n_edges == 343
+    assert everything["score"].notna().all()
+    with pytest.raises(ValueError, match="n must be at least 1; -1 arrived"):
+        scores.top(-1)
+
+
 def test_a_graph_too_large_says_how_large_and_what_is_smaller() -> None:
     model = tiny.model("gpt2")
     message = r"21 senders, 53 receivers and 479 edges; for one prompt of 7 tokens it holds .* MB"

@@ -1,6 +1,6 @@
 """Circuits: what is cut is cut, and nothing else; what is chosen hangs together."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from tests import tiny
 from tests.test_circuits_edges import ASKED, GRID, scored, split
 from tests.test_patching import pair
 from tvlens.circuits.faithfulness import faithfulness
+from tvlens.circuits.graph import Graph
 from tvlens.circuits.results import Circuit, EdgeScores, Faithfulness
 from tvlens.circuits.search import circuit, live
 from tvlens.provenance import encode
@@ -65,8 +66,6 @@ def theirs(model: Any, clean: Tensor, corrupted: Tensor, whole: np.ndarray) -> T
         lost = torch.einsum("bpsd,sr->bprd", (now - said)[:, :, :heard], cut[:heard, at])
         return value - (lost if value.ndim == 4 else lost[:, :, 0])
 
-    from functools import partial
-
     hooks: list[Any] = [("blocks.0.hook_resid_pre", partial(write, at=slice(0, 1)))]
     for layer in range(graph_layers):
         heard, block = 1 + layer * (n_heads + 1), f"blocks.{layer}."
@@ -105,6 +104,107 @@ def test_cut_edges_equal_transformer_lens_split_inputs(name: str) -> None:
         np.testing.assert_allclose(found[variable][0], right - wrong, atol=2e-4)
         assert np.abs(found[variable][0] - found["clean"]).max() > 1e-3
         assert np.abs(found[variable][0] - found["corrupted"]).max() > 1e-3
+
+
+class Gemma:
+    """Hugging Face's Gemma 3 with edges that can be cut: norms stand before and after its heads."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.hf = graph, tiny.hf("gemma3")
+        self.width = self.hf.config.head_dim
+
+    def __call__(
+        self, tokens: Tensor, known: list[Tensor] | None = None, whole: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The metric, and what everyone says; ``known`` is what they say in the corrupted run."""
+        self.said: list[Tensor] = []
+        self.known, self.whole = known, whole
+        handles = [
+            handle for layer, block in enumerate(self.hf.model.layers)
+            for handle in self.hooks(layer, block)
+        ]  # fmt: skip
+        norm = self.hf.model.norm
+        handles.append(norm.register_forward_pre_hook(self.heard(self.graph.n_layers, "logits")))
+        try:
+            logits = self.hf(tokens).logits[:, -1]
+        finally:
+            for handle in handles:
+                handle.remove()
+        rows = torch.arange(len(tokens))
+        right, wrong = (logits[rows, torch.tensor(ASKED[key])] for key in ("answers", "wrong"))
+        return right - wrong, self.said
+
+    def lost(self, layer: int, kind: str) -> list[Tensor]:
+        """What each receiver of a kind misses of this run."""
+        nodes = self.graph.receivers
+        at = [i for i, node in enumerate(nodes) if (node.layer, node.kind) == (layer, kind)]
+        n = self.graph.heard(nodes[at[0]])
+        if self.known is None or self.whole is None:
+            return [torch.zeros(1)] * len(at)
+        moved = torch.stack(self.said[:n]) - torch.stack(self.known[:n])
+        # Edge scores hold messages as they are: the slope is only by the share that arrives.
+        moved = moved.detach() if self.whole.requires_grad else moved
+        return list(torch.einsum("sbpd,sr->rbpd", moved, 1 - self.whole[:n, at]))
+
+    def heard(self, layer: int, kind: str) -> Any:
+        return lambda module, args: (args[0] - self.lost(layer, kind)[0],)
+
+    def hooks(self, layer: int, block: Any) -> list[Any]:
+        inside: dict[str, Tensor] = {}
+        attn, after = block.self_attn, block.post_attention_layernorm
+
+        def read(module: Any, args: Any) -> None:
+            inside["resid"] = args[0]
+            if layer == 0:
+                self.said.append(args[0])
+
+        def project(module: Any, args: Any, out: Tensor, *, kind: str) -> Tensor:
+            # Every head's own input, normed by itself.
+            inputs = [
+                block.input_layernorm(inside["resid"] - one) for one in self.lost(layer, kind)
+            ]
+            weights = module.weight.split(self.width)
+            return torch.cat([x @ w.T for x, w in zip(inputs, weights, strict=True)], dim=-1)
+
+        def heads(module: Any, args: Any, out: Tensor) -> None:
+            scale = torch.rsqrt(args[0].square().mean(-1, keepdim=True) + module.eps)
+            each = zip(inside["z"].split(self.width, -1), attn.o_proj.weight.split(self.width, 1),
+                       strict=True)  # fmt: skip
+            self.said += [z @ w.T * scale * (1 + module.weight) for z, w in each]
+
+        projections = [(attn.q_proj, "q"), (attn.k_proj, "k"), (attn.v_proj, "v")]
+        return [
+            block.register_forward_pre_hook(read),
+            *(m.register_forward_hook(partial(project, kind=kind)) for m, kind in projections),
+            attn.o_proj.register_forward_pre_hook(lambda m, args: inside.update(z=args[0])),
+            after.register_forward_hook(heads),
+            block.pre_feedforward_layernorm.register_forward_pre_hook(self.heard(layer, "mlp")),
+            block.post_feedforward_layernorm.register_forward_hook(
+                lambda m, args, out: self.said.append(out)
+            ),
+        ]
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_norms_behind_heads_are_as_in_hugging_faces_gemma(kind: str) -> None:
+    (clean, corrupted), scores, chosen = pair(), scored("gemma3", kind), some("gemma3")
+    graph = scores.graph
+    gemma = Gemma(graph)
+    with torch.no_grad():
+        base, known = gemma(corrupted)
+        alone, _ = gemma(clean, known, torch.from_numpy(chosen).float())
+        without, _ = gemma(clean, known, torch.from_numpy(graph.edges & ~chosen).float())
+    circuits = of_edges(scores, chosen)
+    found = faithfulness(tiny.model("gemma3", kind), circuits, clean, corrupted, **ASKED).data
+    np.testing.assert_allclose(found["corrupted"], base, atol=2e-4)
+    np.testing.assert_allclose(found["value"][0], alone, atol=2e-4)
+    np.testing.assert_allclose(found["without"][0], without, atol=2e-4)
+    assert np.abs(found["value"][0] - found["corrupted"]).max() > 1e-2
+    whole = torch.ones(graph.edges.shape, requires_grad=True)
+    (slopes,) = torch.autograd.grad(gemma(clean, known, whole)[0].sum(), whole)
+    np.testing.assert_allclose(
+        scores.score.values[graph.edges], slopes.numpy()[graph.edges] / 2, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["gemma3", "llama"])
@@ -231,6 +331,16 @@ def test_shares_of_known_numbers(tmp_path: Any) -> None:
     assert [name.split(":")[0] for name in names] == ["faithfulness", "completeness"]
     weak = known([[1.0, 0.0], [1.0, -0.5]], [[3.0, 1.0], [1.0, -1.0]])
     assert weak.finding().startswith("5 of 343 edges alone keep 0.25")
+
+
+def test_no_share_of_no_way(tmp_path: Any) -> None:
+    scores, (clean, _) = scored("llama", KIND), pair()
+    circuits = [circuit(scores, n_edges=n) for n in (5, 50)]
+    found = faithfulness(tiny.model("llama", KIND), circuits, clean, clean, **ASKED)
+    shares = found.mean()
+    assert all(table["mean"].isnull().all() for table in shares.values())
+    assert "in the clean and in the corrupted run" in found.finding()
+    assert found.plot().layout.title.text and np.isnan(found.summary()["faithfulness"])
 
 
 def test_refuses() -> None:

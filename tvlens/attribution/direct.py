@@ -8,6 +8,7 @@ patching asks. The parts add up, and what they miss by rounding is kept.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ def attribute(
         model: A TransformerLens model; its weights need no processing.
         prompts: A text, a list of texts, token ids ``prompt position``, or a `TokenBatch`.
         answers: The answer, a text or token id for all prompts or a list with one for each (a list within
-            the list for several, whose logits are averaged); the first token counts. By default what the
-            model predicts.
+            the list for several, whose logits are averaged); the first token counts, as it goes on at the
+            position. By default what the model predicts.
         wrong: A wrong answer, likewise; its logit is subtracted. By default nothing is.
         by: How far attention is split: ``"layer"`` not at all, ``"head"``, ``"position"`` (of the tokens
             that it looks at), or both as a pair.
@@ -82,8 +83,9 @@ def attribute(
     """
     started = time.perf_counter()
     drive, split, batch = runner(model), Split.of(by), as_batch(model, prompts)
+    read = _up_to(model, batch, position)
     given = [
-        None if each is None else answer_ids(model, batch, each, name=name)
+        None if each is None else answer_ids(model, read, each, name=name)
         for name, each in (("answers", answers), ("wrong", wrong))
     ]
     pieces: list[Named] = []
@@ -104,12 +106,12 @@ def attribute(
             with torch.no_grad():
                 best = drive.logits(stream.final).argmax(dim=-1)
             right = tuple((i,) for i in best.tolist())
-        if other is not None:
-            distinct(model, right, other)
         pieces.append(_piece(drive, stream, split, right, other))
         said.append((right, other))
     right = sum((each for each, _ in said), ())
     other = None if wrong is None else sum((each or () for _, each in said), ())
+    if other is not None:
+        distinct(model, right, other)
     coords = {"answer": _spoken(model, right)} | (
         {} if other is None else {"wrong": _spoken(model, other)}
     )
@@ -118,6 +120,21 @@ def attribute(
         metric="logit" if other is None else "logit_difference", position=position,
         soft_cap=drive.soft_cap, heading="Direct attribution",
     )  # fmt: skip
+
+
+def _up_to(model: Any, batch: TokenBatch, position: int) -> TokenBatch:
+    """The prompts with their texts as far as the position, which is where answers go on."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if position == -1 or tokenizer is None:
+        return batch
+    rows = zip(batch.text, real_tokens(batch), strict=True)
+    text = [
+        tokenizer.decode(ids[: position + 1], skip_special_tokens=True)
+        if len(ids[: position + 1]) < len(ids)
+        else whole
+        for whole, ids in rows
+    ]
+    return replace(batch, text=tuple(text))
 
 
 def _spoken(model: Any, ids: Ids) -> tuple[str, np.ndarray]:

@@ -145,12 +145,17 @@ def attribute_gradients(
         raise ValueError(
             "gradient_x_activation compares with zero; baseline= is for integrated_gradients."
         )
+    if method == "gradient_x_activation" and "reference" in work.task.metric.needs:
+        raise ValueError(
+            f"{work.task.metric.name} is least, and so flat, at the prompt itself: its gradient there is "
+            "zero. Use method='integrated_gradients', or another metric."
+        )
     here = work.gradients(work.batch, [(work.site, layer) for layer in work.layers])
     note: dict[str, Any] = {"method": method, "heading": METHODS[method], "by": by}
     if method == "gradient_x_activation":
         starts = _zeros(work)
         found = {
-            n: (here.activations[work.site, n] * here.gradients[work.site, n]).double().sum(dim=-1)
+            n: (here.activations[work.site, n].double() * here.gradients[work.site, n]).sum(dim=-1)
             for n in work.layers
         }
     else:

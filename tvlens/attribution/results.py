@@ -213,13 +213,21 @@ class Attribution(Result):
         """The strongest parts in one sentence."""
         n, total = self.data.sizes["prompt"], float(self.data["total"].mean())
         best = [_spoken(row) for row in self.top(3).to_dict("records")]
-        before = " before the soft cap" if self.provenance.get("soft_cap") else ""
         listed = " and ".join([", ".join(best[:-1])] * (len(best) > 1) + best[-1:])
         over = f"mean of {n} prompts; " if n > 1 else ""
         return (
-            f"Of a {self._named}{before} of {total:.2f}, most comes from {listed}; {over}the parts miss "
-            f"at most {self.missed:.0e} of it."
+            f"{self._whole(total)} most comes from {listed}; {over}the parts miss at most "
+            f"{self.missed:.0e} of it."
         )
+
+    def _whole(self, total: float) -> str:
+        if self.metric == "theta":
+            along = (
+                "its length" if self.provenance["direction"] == "theta" else "the given direction"
+            )
+            return f"Of {self._named}, {total:.2f} along {along},"
+        before = " before the soft cap" if self.provenance.get("soft_cap") else ""
+        return f"Of a {self._named}{before} of {total:.2f},"
 
     def summary(self) -> dict[str, Any]:
         """The total, the strongest part with its interval, and what the parts miss."""

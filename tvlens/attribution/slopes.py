@@ -10,6 +10,8 @@ from tvlens.attribution.results import TINY, means
 from tvlens.plots.theme import visible
 from tvlens.results import Result
 
+_MUCH = 0.01  # of the metric's change: missing more says that there were too few steps
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -88,10 +90,12 @@ class Gradients(Result):
         value, base = (float(self.data[name].mean()) for name in ("value", "baseline"))
         interval = "" if np.isnan(best["low"]) else f" ({best['low']:.2f} to {best['high']:.2f})"
         over = f", mean of {n} prompts" if n > 1 else ""
+        missed = float(self.completeness.max())
+        few = missed > _MUCH and self.provenance["method"] == "integrated_gradients"
         said = (
             f"{', '.join(where)}{named} accounts for {best['mean']:+.2f}{interval} of the change of the "
             f"{self.metric.replace('_', ' ')} from {base:.2f} at the baseline to {value:.2f}{over}; the "
-            f"attributions miss {float(self.completeness.max()):.1%} of it at most."
+            f"attributions miss {missed:.1%} of it at most{': take more steps' * few}."
         )
         return said[:1].upper() + said[1:]
 

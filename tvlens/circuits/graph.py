@@ -251,7 +251,7 @@ def head_writes(
     n_heads, d_head = z.shape[1:]
     each = torch.eye(n_heads * d_head, device=z.device, dtype=z.dtype).unflatten(1, (n_heads, -1))
     # The matrix as the model multiplies by it, whatever kind it is.
-    bias = block.project_out(torch.zeros_like(z[:1]))
+    bias = block.project_out(torch.zeros_like(each[:1]))
     weights = (block.project_out(each) - bias).unflatten(0, (n_heads, d_head))
     parts = einops.einsum(
         z, weights, "token head d_head, head d_head d_model -> head token d_model"

@@ -90,16 +90,22 @@ class EdgeScores(Result):
             n: How many.
 
         Returns:
-            A table: ``sender``, ``receiver``, ``score``, largest first.
+            A table: ``sender``, ``receiver``, ``score``, largest first; all edges where there are no more.
+
+        Raises:
+            ValueError: ``n`` is less than 1.
 
         Example:
             >>> scores.top(5)  # doctest: +SKIP
         """
         import pandas as pd
 
+        if n < 1:
+            raise ValueError(f"n must be at least 1; {n} arrived.")
         values = self.score.values
-        order = np.argsort(-np.abs(np.nan_to_num(values)).ravel(), kind="stable")[:n]
-        sent, read = np.unravel_index(order, values.shape)
+        sent, read = np.nonzero(self.graph.edges)
+        order = np.argsort(-np.abs(np.nan_to_num(values[sent, read])), kind="stable")[:n]
+        sent, read = sent[order], read[order]
         return pd.DataFrame(
             {
                 "sender": self.data["sender"].values[sent],
@@ -279,7 +285,8 @@ class Faithfulness(Result):
         for name, moved in shares.items():
             above, below = moved.transpose("prompt", "circuit").values.astype(float), way.values
             with np.errstate(invalid="ignore", divide="ignore"):
-                mean = above.sum(axis=0) / below.sum(axis=0)
+                # Where both runs say the same there is no way of which a share could be kept.
+                mean = np.where(below.sum(axis=0), above.sum(axis=0) / below.sum(axis=0), np.nan)
             low, high = bootstrap_ratio(
                 above, below.astype(float), level=level, n_resamples=n_resamples, seed=seed
             )
@@ -300,6 +307,12 @@ class Faithfulness(Result):
         """The smallest circuit that keeps nine tenths, or how far the best one comes."""
         found = self.mean(n_resamples=200)
         mean, n_edges = found["faithfulness"]["mean"].values, self.data["n_edges"].values
+        metric = str(self.provenance["metric"]).replace("_", " ")
+        if np.isnan(mean).all():
+            return (
+                f"The {metric} is {float(self.data['clean'].mean()):.2f} in the clean and in the corrupted "
+                "run, so no circuit can keep a share of the way between them."
+            )
         enough = np.flatnonzero(mean >= 0.9)
         at = int(enough[np.argmin(n_edges[enough])]) if len(enough) else int(np.nanargmax(mean))
         one = found["faithfulness"].isel(circuit=at)
@@ -308,7 +321,7 @@ class Faithfulness(Result):
         n = self.data.sizes["prompt"]
         return (
             f"{int(n_edges[at]):,} of {self.provenance['all_edges']:,} edges alone keep {float(mean[at]):.2f}"
-            f"{interval} of the {str(self.provenance['metric']).replace('_', ' ')}; cutting them loses "
+            f"{interval} of the {metric}; cutting them loses "
             f"{float(found['completeness']['mean'][at]):.2f}; {n} prompt{'s' * (n != 1)}."
         )
 

@@ -92,7 +92,8 @@ class Agreement(Result):
             drawn = np.array([_correlations(one[row], other[row]) for row in rows])
         tail = 100 * (1 - level) / 2
         for i, name in enumerate(names):
-            ends = np.nanpercentile(drawn[:, i], [tail, 100 - tail]) if n > 1 else (np.nan, np.nan)
+            some = drawn[~np.isnan(drawn[:, i]), i]
+            ends = np.percentile(some, [tail, 100 - tail]) if len(some) else (np.nan, np.nan)
             found |= {f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
         return found
 
@@ -104,7 +105,10 @@ class Agreement(Result):
 
     def finding(self) -> str:
         """Both correlations, and the worst cell."""
-        found, cells, far = self.correlation(), self.cells, self.failures()
+        cells, far = self.cells, self.failures()
+        if cells.empty:
+            return "No cell changes anything, neither as estimated nor truly: nothing to compare."
+        found = self.correlation()
         low, high = found["spearman_low"], found["spearman_high"]
         interval = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
         said = (
@@ -115,8 +119,9 @@ class Agreement(Result):
             return f"{said}; no cell is off by a tenth of the largest effect."
         worst: Any = far.iloc[0].to_dict()
         return (
-            f"{said}; {len(far):,} are off by more than a tenth of the largest effect, most "
-            f"{spoken_place(worst)}: {worst['estimated']:+.2f} estimated, {worst['true']:+.2f} true."
+            f"{said}; {len(far):,} {'is' if len(far) == 1 else 'are'} off by more than a tenth of the "
+            f"largest effect, most {spoken_place(worst)}: {worst['estimated']:+.2f} estimated, "
+            f"{worst['true']:+.2f} true."
         )
 
     def summary(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from plotly.colors import sample_colorscale
 
 from tvlens.plots._cells import number
 from tvlens.plots._notes import notes
@@ -187,6 +188,11 @@ def token_highlights(
     fig = figure()
     for i in shown:
         fig.add_trace(_tokens(data, i, rows[i], half, first=i == prompt))
+    # The bars have their colours already; this is what the colour bar belongs to.
+    scale = {"color": [0.0], "coloraxis": "coloraxis", "size": 0.1}
+    fig.add_trace(
+        go.Scatter(x=[0], y=[0], mode="markers", marker=scale, hoverinfo="skip", showlegend=False)
+    )
     if len(shown) > 1:
         fig.update_layout(updatemenus=[_choose(shown, prompt)])
     fig.update_xaxes(visible=False, range=[-0.5, width + 0.5])
@@ -234,6 +240,8 @@ def _tokens(
         ("−" if value < -_MARKED * half else "") + label(token)
         for value, (_, _, token) in zip(taken, placed, strict=True)
     ]
+    # Colours by name, not by number: text on dark ones is then light.
+    colors = sample_colorscale(DIVERGING, [0.5 + value / (2 * half) for value in taken])
     hover = [
         f"<b>{label(token)}</b> position {positions[i]}<br>{number(values[i])}"
         for _, i, token in placed
@@ -242,7 +250,7 @@ def _tokens(
         x=[size - 0.15 for size in sizes], y=[line for line, _, _ in placed], base=base, orientation="h",
         width=0.8, text=shown, textposition="inside", insidetextanchor="middle", textangle=0,
         textfont={"family": MONO, "size": 13}, constraintext="none", cliponaxis=False,
-        marker={"color": taken, "coloraxis": "coloraxis", "line": {"color": _EMPTY, "width": 1}},
+        marker={"color": colors, "line": {"color": _EMPTY, "width": 1}},
         customdata=hover, hovertemplate="%{customdata}<extra></extra>", visible=first, showlegend=False,
     )  # fmt: skip
 
@@ -253,7 +261,7 @@ def _choose(shown: list[int], prompt: int) -> dict[str, Any]:
         {
             "label": f"prompt {i}",
             "method": "restyle",
-            "args": [{"visible": [k == i for k in shown]}],
+            "args": [{"visible": [*(k == i for k in shown), True]}],
         }
         for i in shown
     ]
