@@ -1,10 +1,13 @@
 """Direct attribution adds up, on unmodified weights, and its parts are those of TransformerLens' cache."""
 
+import inspect
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import tvlens as tv
 from tests import tiny
@@ -15,6 +18,8 @@ from tvlens.attribution.writers import demonstrations
 from tvlens.encoding import TokenBatch
 from tvlens.models.runner import runner
 from tvlens.patching.pairs import as_batch
+from tvlens.plots.theme import visible
+from tvlens.sites import check_layer
 
 PROMPTS = ["example:cat->CAT dog->", "one two three", "Paris is the capital of"]
 ANSWERS, WRONG = [17, [30, 31], 40], [[18, 19], 50, 60]
@@ -371,6 +376,7 @@ def test_top_mean_and_finding(result: Any) -> None:
     assert float(expected.max()) == pytest.approx(abs(top["mean"][0]))
     assert (top["low"] <= top["mean"]).all() and (top["mean"] <= top["high"]).all()
     assert top["part"][0] in result.finding() and "parts miss at most" in result.finding()
+    assert "right against wrong answer, mean of 3 prompts" in result.finding()
     whole = result.mean("mlp")["mean"]
     np.testing.assert_allclose(whole, result.data["mlp"].mean("prompt"), rtol=1e-5)
     assert result.summary()["missed"] == result.missed
@@ -380,6 +386,115 @@ def test_top_mean_and_finding(result: Any) -> None:
     np.testing.assert_allclose(layers.sum("part"), result.parts().sum("part"), atol=1e-5)
     frame = result.to_dataframe()
     assert {"layer", "head", "position", "prompt", "attention"} <= set(frame.columns)
+
+
+def test_the_finding_has_parts_for_and_against() -> None:
+    found = attribute(
+        tiny.model("gpt2"), "Paris is the capital of", answers=17, wrong=18, by="head"
+    )
+    shares = found.parts().mean("prompt")
+    order = shares["part"].values[np.argsort(shares.values)]
+    said, least, most = found.finding(), float(shares.min()), float(shares.max())
+    ahead, _, behind = said.partition("most against it ")
+    assert f"most for the answer {order[-1]} {most:+.2f} and {order[-2]} +" in ahead
+    assert behind.startswith(f"{order[0]} {least:.2f} and {order[1]} -")
+    assert "at most" not in said and "mean of" not in said and len(said) < 390
+
+
+def test_the_finding_says_which_tokens_are_meant() -> None:
+    model, prompt = tiny.model("llama"), "Paris is the capital of"
+    encoded = [
+        tv.encoding.Encoder.of(model).continuation(prompt, each) for each in (" France", " zebras")
+    ]
+    first = [visible(model.tokenizer.decode(ids[:1])) for ids in encoded]
+    assert len(encoded[1]) > 1
+    found = attribute(model, [prompt, prompt], answers=" France", wrong=" zebras")
+    whole = "" if len(encoded[0]) == 1 else " of ␣France"
+    assert (
+        f"({first[0]}{whole} against {first[1]} of ␣zebras, mean of 2 prompts)" in found.finding()
+    )
+    each = attribute(model, [prompt, prompt], answers=[" France", " Italy"], wrong=" zebras")
+    assert "(right against wrong answer, first tokens, mean of 2 prompts)" in each.finding()
+    alone = attribute(model, [prompt, "one two"], answers=[5, 6])
+    assert "(each prompt's own answer, mean of 2 prompts)" in alone.finding()
+    guessed = attribute(model, prompt)
+    assert f"({visible(str(guessed.data['answer'].values[0]))}):" in guessed.finding()
+
+
+@pytest.mark.parametrize("by", ["position", ("head", "position")], ids=str)
+def test_the_finding_says_which_tokens_attention_read(by: Any) -> None:
+    found = attribute(tiny.model("gpt2"), "one two three", answers=17, wrong=18, by=by)
+    over = [d for d in found.data["attention"].dims if d != "position"]
+    sums = found.data["attention"].sum(over).values
+    at = int(np.abs(sums).argmax())
+    token = visible(str(found.data["prompt_token"].values[0, at]))
+    assert (
+        f"attention read most from position {at} ({token}) {sums[at]:+.2f} and " in found.finding()
+    )
+    without = attribute(tiny.model("gpt2"), "one two three", answers=17, wrong=18, by="head")
+    assert "read most" not in without.finding()
+
+
+def test_the_finding_of_writers_names_demonstrations() -> None:
+    model = tiny.model("llama")
+    prompts = tv.build_prompts(tv.load_task("to_upper"), model, shots=2, n=3)
+    found = writers(model, prompts, layer=2)
+    sums = found.data["attention"].sum(["layer", "head"]).mean("prompt")
+    sums = sums.stack(cell=["demonstration", "role"])
+    best = sums[int(np.abs(sums.values).argmax())]
+    said = found.finding()
+    assert said.startswith("Theta after layer 2, ") and "most along it " in said
+    role, demonstration = str(best["role"].values), str(best["demonstration"].values)
+    where = "the query" if demonstration == "query" else f"demonstration {demonstration}"
+    named = {"last": "the last token", "bos": "the first token", "query": "the query"}
+    named |= {"other": f"the words around {where}"}
+    place = named.get(role, f"the {role} of {where}")
+    assert f"attention read most from {place} {float(best):+.2f}" in said
+
+
+def test_writers_take_a_task_vector_as_direction() -> None:
+    model = tiny.model("llama")
+    prompts, other = (
+        tv.build_prompts(tv.load_task(task), model, shots=2, n=2)
+        for task in ("to_upper", "antonyms")
+    )
+    theta = tv.extract(model, prompts) - tv.extract(model, other).mean()
+    expected = writers(model, prompts, layer=2, direction=theta.at(2))
+    for layer in (2, -2):
+        found = writers(model, prompts, layer=layer, direction=theta)
+        xr.testing.assert_allclose(found.data, expected.data)
+    mean = theta.mean()
+    one = writers(model, prompts, layer=2, direction=mean.at(2)[0])
+    for given in (mean, mean.at(2)):
+        found = writers(model, prompts, layer=2, direction=given)
+        xr.testing.assert_allclose(found.data, one.data)
+    early = tv.extract(model, prompts, site="resid_pre")
+    with pytest.raises(ValueError, match="direction was read at 'resid_pre'"):
+        writers(model, prompts, layer=2, direction=early)
+    with pytest.raises(ValueError, match="layer 2 asked for; this vector has layers 1"):
+        writers(model, prompts, layer=2, direction=tv.extract(model, prompts, layers=[1]))
+    wide = tv.TaskVector(torch.ones(1, 4, 3), (0, 1, 2, 3))
+    with pytest.raises(ValueError, match="width 3"):
+        writers(model, prompts, layer=2, direction=wide)
+
+
+@pytest.mark.parametrize("wrong", ["1", 1.0, [1], None, True], ids=str)
+def test_layers_and_positions_are_whole_numbers(wrong: Any) -> None:
+    model = tiny.model("llama")
+    prompts = tv.build_prompts(tv.load_task("to_upper"), model, shots=2, n=2)
+    message = re.escape(f"must be a whole number; {wrong!r} ({type(wrong).__name__}) arrived")
+    with pytest.raises(TypeError, match=f"position {message}"):
+        inspect.unwrap(attribute)(model, PROMPTS, position=wrong)
+    with pytest.raises(TypeError, match=f"layer {message}"):
+        inspect.unwrap(writers)(model, prompts, layer=wrong)
+    with pytest.raises(TypeError, match=f"layer {message}"):
+        inspect.unwrap(check_layer)(wrong, 4)
+    assert inspect.unwrap(check_layer)(np.int64(-1), 4) == 3
+
+
+def test_writers_want_prompts_with_demonstrations() -> None:
+    with pytest.raises(TypeError, match=r"tv.build_prompts.*str arrived.*tv.attribute"):
+        inspect.unwrap(writers)(tiny.model("llama"), "a->A b->", layer=1)
 
 
 def test_results_come_back_from_files(result: Any, tmp_path: Any) -> None:

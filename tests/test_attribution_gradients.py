@@ -9,7 +9,7 @@ import torch
 import tvlens as tv
 from tests import tiny
 from tests.cases import GRID
-from tvlens.attribution import attribute_gradients
+from tvlens.attribution import Gradients, attribute_gradients
 from tvlens.attribution.path import integrate
 from tvlens.patching.pairs import as_batch
 
@@ -232,7 +232,7 @@ def test_results_say_save_and_cite(tmp_path: Any) -> None:
     means = found.data["attribution"].mean("prompt")
     assert best["mean"] == pytest.approx(float(means[int(np.abs(means.values).argmax())]))
     assert (
-        f"Position {best['position']}" in found.finding() and "attributions miss" in found.finding()
+        f"osition {best['position']}" in found.finding() and "attributions miss" in found.finding()
     )
     assert found.summary()["completeness_error"] == float(found.completeness.max())
     assert "sundararajan2017axiomatic" in found.cite()
@@ -255,3 +255,22 @@ def test_smollm2_is_complete(smollm2: Any) -> None:
         method="integrated_gradients", steps=512,
     )  # fmt: skip
     assert float(found.completeness.max()) <= 0.05
+
+
+def test_a_rough_guess_is_not_said_to_account_for_anything() -> None:
+    model = tiny.model("gpt2")
+    rough = attribute_gradients(model, PROMPTS[:1], answers=17, wrong=18)
+    assert float(rough.completeness.max()) > 0.1
+    said = rough.finding()
+    assert said.startswith("Gradient x activation gives position") and "accounts for" not in said
+    assert 'use method="integrated_gradients"' in said and "at most" not in said
+    several = attribute_gradients(model, PROMPTS, answers=17, wrong=18)
+    assert "at most" in several.finding()
+    few = attribute_gradients(
+        model, PROMPTS[:1], answers=17, wrong=18, method="integrated_gradients", steps=3
+    )
+    missed = Gradients(few.data.assign(residual=0.5 * (few.data["value"] - few.data["baseline"])))
+    assert missed.finding().startswith("Integrated gradients give position")
+    assert "take more steps" in missed.finding() and "accounts for" not in missed.finding()
+    none = Gradients(few.data.assign(residual=0 * few.data["value"]))
+    assert "accounts for" in none.finding() and "take more steps" not in none.finding()

@@ -1,5 +1,6 @@
 """Attribution patching: exact where the map is linear, else what plain autograd says of the plain model."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import xarray as xr
 import tvlens as tv
 from tests import tiny
 from tests.test_patching import pair
+from tvlens.metrics import METRICS
 from tvlens.patching import Patching, patch
 from tvlens.patching.agreement import Agreement, agreement
 from tvlens.patching.gradients import attribution_patch
@@ -173,14 +175,16 @@ def compared() -> tuple[Patching, Patching]:
 
 
 def changed(result: Patching, function: Any) -> Patching:
-    """The same result with other effects."""
+    """An estimate of other effects."""
     value = result.base + function(result.effect)
-    return Patching(result.data.assign(value=value.transpose(*result.value.dims)))
+    note = encode(result.provenance | {"method": "attribution_patch"})
+    data = result.data.assign(value=value.transpose(*result.value.dims))
+    return Patching(data.assign_attrs(tvlens=note))
 
 
 def test_agreement_of_known_estimates(compared: tuple[Patching, Patching]) -> None:
     _, true = compared
-    same = agreement(true, true)
+    same = agreement(changed(true, lambda effect: effect), true)
     assert same.correlation()["spearman"] == pytest.approx(1) and same.failures().empty
     assert "no cell is off" in same.finding()
     # Any rising function keeps ranks, of one prompt; its values are off.
@@ -263,3 +267,38 @@ def test_finds_what_patching_finds_on_a_real_model(smollm2: Any) -> None:
     estimated = attribution_patch(smollm2, clean, corrupted, **asked)
     found = agreement(estimated, tv.patch(smollm2, clean, corrupted, **asked))
     assert found.correlation()["spearman"] > 0.6
+
+
+def test_agreement_wants_an_estimate_and_the_truth(compared: tuple[Patching, Patching]) -> None:
+    estimated, true = compared
+    with pytest.raises(ValueError, match=r"the two are swapped.*agreement\(estimated, true\)"):
+        agreement(true, estimated)
+    with pytest.raises(
+        ValueError, match="estimated must be what tv.attribution_patch gives; a result of tv.patch"
+    ):
+        agreement(true, true)
+    with pytest.raises(
+        ValueError, match="true must be what tv.patch gives; a result of tv.attribution_patch"
+    ):
+        agreement(estimated, estimated)
+    taken = tv.ablate(
+        tiny.model("gpt2"), pair()[0], sites="z", by=("layer", "head"), answers=ANSWERS
+    )
+    with pytest.raises(ValueError, match="a result of tv.ablate arrived"):
+        agreement(estimated, taken)
+    plain = inspect.unwrap(agreement)
+    with pytest.raises(TypeError, match=r"true must be what tv.patch gives; Dataset arrived"):
+        plain(estimated, true.data)
+    with pytest.raises(
+        TypeError, match=r"estimated must be what tv.attribution_patch gives; str arrived"
+    ):
+        plain("z", true)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"answers": "A"}, {"answers": "A", "wrong": "B"}], ids=str
+)
+@pytest.mark.parametrize("metric", ["rank", "accuracy", METRICS["rank"]], ids=str)
+def test_a_metric_that_jumps_is_refused_before_anything_else(metric: Any, settings: Any) -> None:
+    with pytest.raises(ValueError, match="has no gradient: it jumps"):
+        attribution_patch(tiny.model("gpt2"), *pair(), metric=metric, **settings)

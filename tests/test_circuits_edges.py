@@ -288,3 +288,26 @@ def test_scores_are_saved_read_and_told(tmp_path: Any) -> None:
     assert np.nanmax(np.abs(scores.score)) == abs(best["score"][0])
     assert "syed2023attribution" in scores.cite() and scores.summary()["n_edges"] == 343
     assert scores.plot(n_edges=20).layout.title.text
+
+
+def test_the_finding_is_an_estimate_of_a_stated_gap() -> None:
+    scores = scored("llama", tiny.KINDS[0])
+    clean, corrupted = (float(scores.data[run].mean()) for run in ("clean", "corrupted"))
+    said = scores.finding()
+    assert said.startswith("By gradient, the strongest edge") and "is worth about" in said
+    assert f"of the {clean - corrupted:.2f} by which the logit difference changes" in said
+    assert f"corrupted run ({corrupted:.2f}) to the clean one ({clean:.2f})" in said
+
+
+def test_equal_prompts_have_no_strongest_edge() -> None:
+    clean, _ = pair()
+    scores = edge_scores(tiny.model("llama"), clean, clean, **ASKED)
+    assert scores.finding().startswith(
+        "No edge has a score: nothing that reaches the logit difference"
+    )
+    assert "strongest" not in scores.finding()
+
+
+def test_a_metric_that_jumps_is_refused_first() -> None:
+    with pytest.raises(ValueError, match="'accuracy' has no gradient: it jumps"):
+        edge_scores(tiny.model("llama"), *pair(), **ASKED, metric="accuracy")

@@ -1,5 +1,7 @@
 """Circuits: what is cut is cut, and nothing else; what is chosen hangs together."""
 
+import inspect
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tvlens as tv
 from tests import tiny
 from tests.test_circuits_edges import ASKED, GRID, scored, split
 from tests.test_patching import pair
@@ -323,7 +326,12 @@ def test_shares_of_known_numbers(tmp_path: Any) -> None:
     shares = found.mean()
     np.testing.assert_allclose(shares["faithfulness"]["mean"], [0.25, (1.8 + 1.9) / 4])
     np.testing.assert_allclose(shares["completeness"]["mean"], [0.0, 1.0])
-    assert found.finding().startswith("50 of 343 edges alone keep 0.9")
+    said = found.finding()
+    assert said.startswith(
+        "5 of 343 edges alone keep 0.25 (0.00 to 0.50) of the logit difference, and 50 "
+    )
+    assert "50 keep 0.92" in said and "cutting them loses 0.00 and 1.00" in said
+    assert found.data["chosen_by"].values.tolist() == ["eap, greedy"] * 2
     assert found.summary()["n_edges"] == 50
     again = Faithfulness.load(found.save(tmp_path / "faithfulness.nc"))
     assert again.finding() == found.finding()
@@ -331,6 +339,18 @@ def test_shares_of_known_numbers(tmp_path: Any) -> None:
     assert [name.split(":")[0] for name in names] == ["faithfulness", "completeness"]
     weak = known([[1.0, 0.0], [1.0, -0.5]], [[3.0, 1.0], [1.0, -1.0]])
     assert weak.finding().startswith("5 of 343 edges alone keep 0.25")
+    nothing = known([[0.999, -1.001], [2.8, 0.9]], [[3.0, 1.0], [1.0, -1.0]])
+    assert "keep 0.00" in nothing.finding() and "-0.00" not in nothing.finding()
+
+
+def test_circuits_of_one_size_are_told_apart_by_how_they_were_made() -> None:
+    scores = scored("llama", KIND)
+    circuits = [circuit(scores, n_edges=20, method=way) for way in ("greedy", "top")]
+    found = faithfulness(tiny.model("llama", KIND), circuits, *pair(), **ASKED)
+    assert found.data["chosen_by"].values.tolist() == ["eap, greedy", "eap, top"]
+    assert "(eap, greedy)" in found.finding() and "(eap, top)" in found.finding()
+    table = found.mean()["faithfulness"]
+    assert table["chosen_by"].values.tolist() == ["eap, greedy", "eap, top"]
 
 
 def test_no_share_of_no_way(tmp_path: Any) -> None:
@@ -351,11 +371,52 @@ def test_refuses() -> None:
         circuit(scores, n_edges=3, method="gredy")
     with pytest.raises(ValueError, match="no circuit arrived"):
         faithfulness(tiny.model("llama", KIND), [], *pair(), **ASKED)
-    with pytest.raises(ValueError, match="a circuit of .* arrived, whose graph is"):
+    with pytest.raises(
+        ValueError, match="another model, 'llama': 2 key-value heads, this model has 4"
+    ):
         faithfulness(tiny.model("gpt2", KIND), circuit(scores, n_edges=3), *pair(), **ASKED)
     mixed = [circuit(scored("llama", KIND, nodes), n_edges=3) for nodes in ("head", "layer")]
-    with pytest.raises(ValueError, match="whose graph is"):
+    with pytest.raises(ValueError, match="circuit 0 has nodes='head', circuit 1 has nodes='layer'"):
         faithfulness(tiny.model("llama", KIND), mixed, *pair(), **ASKED)
+    with pytest.raises(TypeError, match=r"edge scores arrived.*tv.circuit\(scores, n_edges"):
+        inspect.unwrap(faithfulness)(tiny.model("llama", KIND), scores, *pair(), **ASKED)
+    for wrong in ("3", 3.0, None, True):
+        with pytest.raises(TypeError, match="n_edges must be a whole number"):
+            inspect.unwrap(circuit)(scores, n_edges=wrong)
+    assert inspect.unwrap(circuit)(scores, n_edges=np.int64(3)).n_edges == 3
+
+
+def relabelled(found: Circuit, **facts: Any) -> Circuit:
+    """The same circuit of a model of which other things are known."""
+    made = found.provenance
+    note = made | {
+        "model": facts.get("name", made["model"]),
+        "model_facts": made["model_facts"] | facts,
+    }
+    return Circuit(found.data.assign_attrs(tvlens=encode(note)))
+
+
+def test_refuses_circuits_of_other_models_of_the_same_shape(monkeypatch: Any) -> None:
+    model = tiny.model("llama", KIND)
+    mine = circuit(scored("llama", KIND), n_edges=3)
+    foreign = circuit(scored("qwen2", KIND), n_edges=3)
+    assert foreign.graph == mine.graph
+    with pytest.raises(ValueError, match="another model, 'qwen2': this one is 'llama'"):
+        faithfulness(model, [mine, foreign], *pair(), **ASKED)
+    with pytest.raises(ValueError, match="d_vocab 641, here 640"):
+        faithfulness(model, relabelled(mine, d_vocab=641), *pair(), **ASKED)
+    # Where the weights are known, they decide, and not the name.
+    known = replace(tv.facts(model), weights_sha256="a" * 64)
+    monkeypatch.setattr("tvlens.models.facts", lambda model: known)
+    renamed = relabelled(mine, name="other", weights_sha256="a" * 64)
+    assert faithfulness(model, renamed, *pair(), **ASKED).data["n_edges"] == 3
+    with pytest.raises(ValueError, match="SHA-256 bbbbbbbbbbbb…, here aaaaaaaaaaaa…"):
+        faithfulness(model, relabelled(mine, weights_sha256="b" * 64), *pair(), **ASKED)
+    # Unknown on one side: the name has to do. A circuit of an older file has no more than that.
+    assert faithfulness(model, mine, *pair(), **ASKED).data["n_edges"] == 3
+    made = {k: v for k, v in mine.provenance.items() if k != "model_facts"}
+    old = Circuit(mine.data.assign_attrs(tvlens=encode(made)))
+    assert faithfulness(model, old, *pair(), **ASKED).data["n_edges"] == 3
 
 
 def test_a_foreign_file_is_refused(tmp_path: Any) -> None:

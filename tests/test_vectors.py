@@ -143,3 +143,20 @@ def test_refuses_a_model_it_was_not_made_for() -> None:
                 vector=vector,
                 layer=0,
             )
+
+
+def test_its_repr_is_one_line_and_shows_no_numbers() -> None:
+    vector = TaskVector(
+        torch.full((3, 4, 8), 0.125),
+        (2, 3, 4, 5),
+        "resid_pre",
+        {"task": "to_upper", "model": "tiny"},
+    )
+    assert repr(vector) == (
+        "TaskVector(task='to_upper', model='tiny', site='resid_pre', layers 2 to 5, 3 sets of "
+        "demonstrations, width 8)"
+    )
+    assert "layers 2 to 5, 1 set of demonstrations" in repr(vector.mean())
+    assert repr(TaskVector(torch.ones(1, 1, 2), (0,))).startswith(
+        "TaskVector(task=None, model=None"
+    )

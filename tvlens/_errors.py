@@ -1,7 +1,9 @@
 """Errors that say what was asked, what arrived, and the nearest valid choice."""
 
+import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 def unknown(kind: str, asked: object, choices: Iterable[str], *, hint: str = "") -> ValueError:
@@ -29,3 +31,33 @@ def unknown(kind: str, asked: object, choices: Iterable[str], *, hint: str = "")
     else:
         offer = f"There are {len(choices)}, e.g. {', '.join(choices[:6])}."
     return ValueError(f"unknown {kind} {str(asked)!r}. {offer}{' ' + hint if hint else ''}")
+
+
+def whole(name: str, value: Any) -> int:
+    """Refuse what is no whole number.
+
+    Args:
+        name: What the number is called.
+        value: The number, of Python or numpy.
+
+    Returns:
+        The same as an int.
+
+    Raises:
+        TypeError: It is a text, a fraction, a list or anything else.
+
+    Example:
+        >>> whole("layer", "3")
+        Traceback (most recent call last):
+        TypeError: layer must be a whole number; '3' (str) arrived.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        said = repr(value)
+        said = said if len(said) <= 40 else f"{said[:39]}…"
+        raise TypeError(
+            f"{name} must be a whole number; {said} ({type(value).__name__}) arrived."
+        ) from None

@@ -8,7 +8,7 @@ remove, the HookedTransformer's as well.
 
 from dataclasses import dataclass
 
-from tvlens._errors import unknown
+from tvlens._errors import unknown, whole
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,13 @@ def check_layer(layer: int, n_layers: int) -> int:
 
     Raises:
         ValueError: The layer is outside the model.
+        TypeError: It is no whole number.
 
     Example:
         >>> check_layer(-1, 12)
         11
     """
+    layer = whole("layer", layer)
     if not -n_layers <= layer < n_layers:
         raise ValueError(
             f"layer {layer} asked for, but this model has {n_layers} layers: 0 to {n_layers - 1} "

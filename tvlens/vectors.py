@@ -22,7 +22,7 @@ SCHEMA = 1
 SUFFIX = ".safetensors"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TaskVector:
     """Task vectors of one task from one model.
 
@@ -66,6 +66,14 @@ class TaskVector:
                 f"a task vector must be finite; NaN or infinity arrived in {int(bad.sum())} of "
                 f"{bad.numel()} vectors, at layers {layers[:8]}."
             )
+
+    def __repr__(self) -> str:
+        n = len(self.values)
+        return (
+            f"TaskVector(task={self.made.get('task')!r}, model={self.made.get('model')!r}, "
+            f"site={self.site!r}, layers {_ranges(self.layers)}, {n} set{'s' * (n != 1)} of "
+            f"demonstrations, width {self.d_model})"
+        )
 
     @property
     def d_model(self) -> int:

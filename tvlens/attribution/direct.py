@@ -17,6 +17,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tvlens._errors import whole
 from tvlens.attribution.linear import pull, transpose
 from tvlens.attribution.parts import Named, Split, Stream, contributions, joined, streams
 from tvlens.attribution.results import Attribution
@@ -69,7 +70,7 @@ def attribute(
 
     Raises:
         ValueError: Right and wrong answer are the same token; a position or name does not exist.
-        TypeError: Prompts are of another type.
+        TypeError: Prompts are of another type, or the position is no whole number.
 
     Example:
         >>> import tvlens as tv
@@ -82,6 +83,7 @@ def attribute(
         Elhage et al. 2021, elhage2021mathematical; Wang et al. 2023, arXiv:2211.00593.
     """
     started = time.perf_counter()
+    position = whole("position", position)
     drive, split, batch = runner(model), Split.of(by), as_batch(model, prompts)
     read = _up_to(model, batch, position)
     given = [
@@ -115,6 +117,8 @@ def attribute(
     coords = {"answer": _spoken(model, right)} | (
         {} if other is None else {"wrong": _spoken(model, other)}
     )
+    for name, each in (("answer", answers), ("wrong", wrong)):
+        coords |= texts_of(f"{name}_text", each, len(batch))
     return label(
         model, batch, joined(pieces), split, coords=coords, started=started, method="attribute",
         metric="logit" if other is None else "logit_difference", position=position,
@@ -139,6 +143,27 @@ def _up_to(model: Any, batch: TokenBatch, position: int) -> TokenBatch:
 
 def _spoken(model: Any, ids: Ids) -> tuple[str, np.ndarray]:
     return "prompt", np.array([" | ".join(spelled(model, row)) for row in ids], dtype=object)
+
+
+def texts_of(name: str, answers: Answers | None, n: int) -> dict[str, Any]:
+    """Give the answers as they were written, of which the first token is meant; nothing for token ids.
+
+    Args:
+        name: Of the coordinate.
+        answers: Answers as `attribute` takes them.
+        n: How many prompts there are.
+
+    Returns:
+        A coordinate by prompt, or none.
+    """
+    if answers is None or isinstance(answers, Tensor):
+        return {}
+    each = [answers] * n if isinstance(answers, str | int) else list(answers)
+    several = [[one] if isinstance(one, str | int) else list(one) for one in each]
+    if not any(isinstance(one, str) for row in several for one in row):
+        return {}
+    texts = [" | ".join(one for one in row if isinstance(one, str)) for row in several]
+    return {name: ("prompt", np.array(texts, dtype=object))}
 
 
 def _piece(drive: Runner, stream: Stream, split: Split, right: Ids, wrong: Ids | None) -> Named:

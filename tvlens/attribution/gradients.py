@@ -19,7 +19,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens._errors import unknown
+from tvlens._errors import unknown, whole
 from tvlens.attribution.direct import tokens_of
 from tvlens.attribution.path import integrate
 from tvlens.attribution.slopes import Gradients
@@ -30,7 +30,7 @@ from tvlens.engine.readout import Readout
 from tvlens.metrics import VALUE, Metric
 from tvlens.models.runner import Runner, runner
 from tvlens.patching.assemble import Task, make_task, needed_first
-from tvlens.patching.gradients import MetricOf
+from tvlens.patching.gradients import MetricOf, check_smooth
 from tvlens.patching.pairs import Answers, Prompts, as_batch, spelled
 from tvlens.sites import check_layer
 
@@ -136,9 +136,11 @@ def attribute_gradients(
         Sundararajan, Taly, Yan 2017, arXiv:1703.01365; Shrikumar et al. 2016, arXiv:1605.01713.
     """
     started = time.perf_counter()
+    check_smooth(metric)
     work = _settle(model, prompts, metric, answers, wrong, by, layers, memory)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
+    steps = whole("steps", steps)
     if steps < 3:
         raise ValueError(f"steps must be at least 3; {steps} arrived.")
     if method == "gradient_x_activation" and baseline not in (None, "zero"):
@@ -196,7 +198,7 @@ def _settle(
             if isinstance(layers, int)
             else layers
         )
-        chosen = tuple(dict.fromkeys(check_layer(int(n), drive.n_layers) for n in asked))
+        chosen = tuple(dict.fromkeys(check_layer(n, drive.n_layers) for n in asked))
         if not chosen:
             raise ValueError("layers holds none.")
     logits = {}

@@ -36,7 +36,7 @@ def pull(
         >>> x, direction = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]])
         >>> rms = lambda x: x / x.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
         >>> before, bias = pull(rms, x, direction)
-        >>> bool(torch.isclose((before * x).sum(), rms(x)[0, 0]))
+        >>> bool(torch.isclose((before * x).sum(), rms(x)[0, 0].double()))
         True
     """
     with torch.enable_grad():

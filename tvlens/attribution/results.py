@@ -8,6 +8,8 @@ import pandas as pd
 import xarray as xr
 
 from tvlens._errors import unknown
+from tvlens._words import fixed, listed
+from tvlens.attribution.words import answers, read_from
 from tvlens.patching.statistics import bootstrap_ratio
 from tvlens.results import Result
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 # Parts outside the layers, in the order in which the stream meets them, and how figures call them.
 BEFORE = {"embedding": "embedding", "positional_embedding": "position embedding"}
 AFTER = {"final_norm_bias": "bias of the last norm", "unembedding_bias": "bias of the unembedding"}
+_TOLD = 0.02  # of the largest part: what is smaller is not named
 TINY = 1e-12  # what no total is divided by less than
 
 
@@ -210,24 +213,34 @@ class Attribution(Result):
         return self.metric.replace("_", " ")
 
     def finding(self) -> str:
-        """The strongest parts in one sentence."""
-        n, total = self.data.sizes["prompt"], float(self.data["total"].mean())
-        best = [_spoken(row) for row in self.top(3).to_dict("records")]
-        listed = " and ".join([", ".join(best[:-1])] * (len(best) > 1) + best[-1:])
-        over = f"mean of {n} prompts; " if n > 1 else ""
+        """The strongest parts for and against, and what attention reads them from, in one sentence."""
+        rows = self.top(len(self.parts()["part"])).to_dict("records")
+        least = _TOLD * abs(rows[0]["mean"])
+        sides = []
+        towards = "along it" if self.metric == "theta" else "for the answer"
+        for way, sign in ((towards, 1), ("against it", -1)):
+            some = [_spoken(row) for row in rows if sign * row["mean"] > least][:2]
+            sides += [f"most {way} {listed(some)}"] * bool(some)
+        read = read_from(self.data["attention"])
+        read = f"; attention read most from {read}" if read else ""
+        most = " at most" if self.data.sizes["prompt"] > 1 else ""
         return (
-            f"{self._whole(total)} most comes from {listed}; {over}the parts miss at most "
-            f"{self.missed:.0e} of it."
+            f"{self._whole()}: {', '.join(sides) or 'no part adds anything'}{read}; the parts miss{most} "
+            f"{self.missed:.0e}."
         )
 
-    def _whole(self, total: float) -> str:
+    def _whole(self) -> str:
+        """What was split, and how large it is."""
+        n, total = self.data.sizes["prompt"], fixed(float(self.data["total"].mean()))
+        over = f"mean of {n} prompts" if n > 1 else ""
         if self.metric == "theta":
-            along = (
-                "its length" if self.provenance["direction"] == "theta" else "the given direction"
-            )
-            return f"Of {self._named}, {total:.2f} along {along},"
+            way = self.provenance["direction"]
+            along = "its length" if way == "theta" else "the given direction"
+            named = f"{self._named[:1].upper()}{self._named[1:]}"
+            return f"{named}, {total} along {along}" + f" ({over})" * bool(over)
         before = " before the soft cap" if self.provenance.get("soft_cap") else ""
-        return f"Of a {self._named}{before} of {total:.2f},"
+        said = ", ".join(filter(None, (answers(self.data), over)))
+        return f"A {self._named}{before} of {total}" + f" ({said})" * bool(said)
 
     def summary(self) -> dict[str, Any]:
         """The total, the strongest part with its interval, and what the parts miss."""
@@ -313,11 +326,7 @@ class Attribution(Result):
         return shown.assign_attrs(note)
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}"
-
-
 def _spoken(row: Mapping[Any, Any]) -> str:
     """A part with its mean and interval."""
-    interval = "" if np.isnan(row["low"]) else f" ({row['low']:.2f} to {row['high']:.2f})"
-    return f"{row['part']} {_signed(row['mean'])}{interval}"
+    ends = "" if np.isnan(row["low"]) else f" ({fixed(row['low'])} to {fixed(row['high'])})"
+    return f"{row['part']} {fixed(row['mean'], sign=True)}{ends}"

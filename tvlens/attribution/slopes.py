@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
+from tvlens._words import fixed
 from tvlens.attribution.results import TINY, means
 from tvlens.plots.theme import visible
 from tvlens.results import Result
 
 _MUCH = 0.01  # of the metric's change: missing more says that there were too few steps
+_TOO_MUCH = 0.1  # missing more, no place accounts for anything
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -87,17 +89,32 @@ class Gradients(Result):
         token = best["token"].partition(": ")[2]
         where = [f"{d} {best[d]}" for d in ("layer", "head", "position") if d in best]
         named = f" ({visible(token)})" if token and not token.endswith("…") else ""
+        place = f"{', '.join(where)}{named}"
+        missed, integrated = float(self.completeness.max()), self._integrated
+        if integrated and missed <= _TOO_MUCH:
+            said = f"{place[:1].upper()}{place[1:]} accounts for"
+        else:
+            said = f"{'Integrated gradients give' if integrated else 'Gradient x activation gives'} {place}"
         value, base = (float(self.data[name].mean()) for name in ("value", "baseline"))
-        interval = "" if np.isnan(best["low"]) else f" ({best['low']:.2f} to {best['high']:.2f})"
-        over = f", mean of {n} prompts" if n > 1 else ""
-        missed = float(self.completeness.max())
-        few = missed > _MUCH and self.provenance["method"] == "integrated_gradients"
-        said = (
-            f"{', '.join(where)}{named} accounts for {best['mean']:+.2f}{interval} of the change of the "
-            f"{self.metric.replace('_', ' ')} from {base:.2f} at the baseline to {value:.2f}{over}; the "
-            f"attributions miss {missed:.1%} of it at most{': take more steps' * few}."
+        interval = (
+            "" if np.isnan(best["low"]) else f" ({fixed(best['low'])} to {fixed(best['high'])})"
         )
-        return said[:1].upper() + said[1:]
+        over, most = (f", mean of {n} prompts", " at most") if n > 1 else ("", "")
+        return (
+            f"{said} {fixed(best['mean'], sign=True)}{interval} of the change of the "
+            f"{self.metric.replace('_', ' ')} from {fixed(base)} at the baseline to {fixed(value)}{over}; "
+            f"the attributions miss {missed:.1%} of it{most}{self._advice(missed)}."
+        )
+
+    @property
+    def _integrated(self) -> bool:
+        return self.provenance["method"] == "integrated_gradients"
+
+    def _advice(self, missed: float) -> str:
+        """What to do where much is missed."""
+        if self._integrated:
+            return ": take more steps" * (missed > _MUCH)
+        return ': use method="integrated_gradients"' * (missed > _TOO_MUCH)
 
     def summary(self) -> dict[str, Any]:
         """The strongest place with its interval, the metric, and what the attributions miss."""

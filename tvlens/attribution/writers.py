@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens._errors import whole
 from tvlens.attribution.direct import label, with_residual
 from tvlens.attribution.parts import Named, Split, contributions, joined, streams
 from tvlens.attribution.results import Attribution
@@ -23,6 +24,7 @@ from tvlens.models.runner import Runner, runner
 from tvlens.prompts import Prompts
 from tvlens.sites import check_layer
 from tvlens.templates import Role
+from tvlens.vectors import TaskVector
 
 ROLES = {
     Role.BOS: "bos",
@@ -41,7 +43,7 @@ def writers(
     prompts: Prompts,
     *,
     layer: int,
-    direction: Float[Tensor, "*prompt d_model"] | None = None,
+    direction: Float[Tensor, "*prompt d_model"] | TaskVector | None = None,
     plan: str = "auto",
     memory: int | None = None,
 ) -> Attribution:
@@ -51,8 +53,9 @@ def writers(
         model: A TransformerLens model.
         prompts: Prompts with at least one dummy query each; what is written there is averaged over them.
         layer: Theta is the residual stream after this layer at the last token; negative from the end.
-        direction: What the parts are projected on, one vector or one for each prompt; its length does not
-            matter. By default each prompt's own theta.
+        direction: What the parts are projected on, one vector or one for each prompt, as a tensor or as a
+            `TaskVector`, of which this layer is taken; its length does not matter. By default each
+            prompt's own theta.
         plan: How the engine runs the prompts, see `tvlens.engine.run`.
         memory: Bytes that the engine's activations may take.
 
@@ -63,7 +66,8 @@ def writers(
 
     Raises:
         ValueError: The layer is outside the model, there are no dummy queries, or the direction has
-            another width or no length.
+            another width, site or model, or no length.
+        TypeError: The prompts are no `Prompts`, or the layer is no whole number.
 
     Example:
         >>> import tvlens as tv
@@ -77,9 +81,16 @@ def writers(
         Hendel, Geva, Globerson 2023, arXiv:2310.15916; Elhage et al. 2021, elhage2021mathematical.
     """
     started = time.perf_counter()
+    if not isinstance(prompts, Prompts):
+        raise TypeError(
+            "writers needs prompts with demonstrations, as tv.build_prompts(task, model) makes; "
+            f"{type(prompts).__name__} arrived. For a text, tv.attribute splits the answer's logit."
+        )
     drive = runner(model)
-    layer = check_layer(layer, drive.n_layers)
+    layer = check_layer(whole("layer", layer), drive.n_layers)
     theta = extract(model, prompts, layers=[layer], plan=plan, memory=memory).values[:, 0]
+    if isinstance(direction, TaskVector):
+        direction = _at(model, direction, layer)
     along = _unit(theta, direction)
     roles = [role for role in ROLES if any(bool((b.roles == role).any()) for b in prompts.dummies)]
     shots, split = int(prompts.facts["shots"]), Split(heads=True, origins=True)
@@ -104,12 +115,24 @@ def writers(
     )  # fmt: skip
 
 
+def _at(model: Any, vector: TaskVector, layer: int) -> Float[Tensor, "prompt d_model"]:
+    """A task vector's layer, where the parts write."""
+    vector.check(model)
+    if vector.site != "resid_post":
+        raise ValueError(
+            f"direction was read at {vector.site!r}; the parts are those of 'resid_post'. "
+            "Extract it there: tv.extract(model, prompts)."
+        )
+    return vector.at(layer)
+
+
 def _unit(theta: Tensor, direction: Tensor | None) -> Float[Tensor, "prompt d_model"]:
     """The direction of each prompt, of length one."""
     given = theta if direction is None else direction.to(theta.device)
-    if given.shape not in (theta.shape, theta.shape[1:]):
+    width = theta.shape[1:]
+    if given.shape not in (theta.shape, (1, *width), width):
         raise ValueError(
-            f"direction must be of shape {tuple(theta.shape[1:])} or {tuple(theta.shape)} (prompt d_model); "
+            f"direction must be of shape {tuple(width)} or {tuple(theta.shape)} (prompt d_model); "
             f"{tuple(given.shape)} arrived."
         )
     lengths = given.double().norm(dim=-1, keepdim=True)

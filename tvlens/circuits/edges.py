@@ -27,7 +27,7 @@ from tvlens.engine import Edit, Read, Request, run
 from tvlens.engine.backward import Backward, backward
 from tvlens.metrics import Metric
 from tvlens.models.runner import Block
-from tvlens.patching.gradients import MetricOf
+from tvlens.patching.gradients import MetricOf, check_smooth
 from tvlens.patching.pairs import Answers, Prompts
 
 METHODS = ("eap", "eap-ig")
@@ -85,6 +85,7 @@ def edge_scores(
         raise unknown("method", method, METHODS)
     if steps < 1:
         raise ValueError(f"steps must be at least 1; {steps} arrived.")
+    check_smooth(metric)
     asked = {"metric": metric, "answers": answers, "wrong": wrong}
     posed = pose(model, clean, corrupted, nodes=nodes, memory=memory, **asked)
     if method == "eap" and "reference" in posed.task.metric.needs:

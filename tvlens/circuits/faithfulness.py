@@ -6,7 +6,7 @@ without it should have lost it (completeness). Use other prompts than those that
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ import torch
 import xarray as xr
 
 from tvlens.circuits.cut import CutRun
-from tvlens.circuits.graph import graph_of
+from tvlens.circuits.graph import Graph, graph_of
 from tvlens.circuits.pose import pose
-from tvlens.circuits.results import Circuit, Faithfulness
+from tvlens.circuits.results import Circuit, EdgeScores, Faithfulness
 from tvlens.metrics import Metric, measure
 from tvlens.patching.pairs import Answers, Prompts
 
@@ -37,7 +37,9 @@ def faithfulness(
     An edge that is cut carries what its sender says in the corrupted run, at every position.
 
     Args:
-        model: A TransformerLens model, the one whose circuits these are.
+        model: A TransformerLens model, the one whose circuits these are: of the same weights where their
+            hash is known, else of the same name. Backend, dtype and weight processing may differ, since
+            edges mean the same there.
         circuits: One circuit, or several of one graph, such as those of growing size.
         clean: As in `tvlens.patch`.
         corrupted: As in `tvlens.patch`.
@@ -50,8 +52,9 @@ def faithfulness(
         The metric of every circuit and prompt, as a result that draws its curves.
 
     Raises:
-        ValueError: As in `tvlens.patch`; there is no circuit, or one of another model; or not even one
-            prompt fits into memory.
+        ValueError: As in `tvlens.patch`; there is no circuit, one of another model, or two of different
+            graphs; or not even one prompt fits into memory.
+        TypeError: Something else than circuits arrived.
 
     Example:
         >>> from tvlens.circuits.edges import edge_scores
@@ -69,7 +72,7 @@ def faithfulness(
         2024, arXiv:2403.17806.
     """
     started = time.perf_counter()
-    chosen = [circuits] if isinstance(circuits, Circuit) else list(circuits)
+    chosen = _circuits(circuits)
     nodes = _check(model, chosen)
     asked = {"metric": metric, "answers": answers, "wrong": wrong}
     posed = pose(model, clean, corrupted, nodes=nodes, memory=memory, **asked)
@@ -85,21 +88,78 @@ def faithfulness(
     return _result(posed, chosen, found, started)
 
 
+def _circuits(circuits: Any) -> list[Circuit]:
+    """One circuit or several as a list."""
+    several = isinstance(circuits, Iterable) and not isinstance(circuits, str)
+    found: list[Any] = [*circuits] if several else [circuits]
+    if not found:
+        raise ValueError("no circuit arrived; tv.circuit(scores, n_edges=...) makes one.")
+    for one in found:
+        if isinstance(one, EdgeScores):
+            raise TypeError(
+                "edge scores arrived, which are no circuit yet; tv.circuit(scores, n_edges=...) makes one."
+            )
+        if not isinstance(one, Circuit):
+            raise TypeError(
+                f"circuits must be a Circuit or a list of them, as tv.circuit(scores, n_edges=...) makes; "
+                f"{type(one).__name__} arrived."
+            )
+    return found
+
+
 def _check(model: Any, circuits: Sequence[Circuit]) -> str:
     """Refuse circuits of another model, and give the kind of their nodes."""
-    if not circuits:
-        raise ValueError(
-            "no circuit arrived; tvlens.circuits.circuit(scores, n_edges=...) makes one."
-        )
     nodes = circuits[0].graph.nodes
+    for number, one in enumerate(circuits[1:], start=1):
+        if one.graph.nodes != nodes:
+            raise ValueError(
+                f"the circuits differ: circuit 0 has nodes={nodes!r}, circuit {number} has "
+                f"nodes={one.graph.nodes!r}. Test those of each graph by themselves."
+            )
     ours = graph_of(model, nodes=nodes)
     for one in circuits:
-        if one.graph != ours:
-            raise ValueError(
-                f"a circuit of {one.provenance['model']} arrived, whose graph is {one.graph.to_dict()}; "
-                f"the model's is {ours.to_dict()}."
-            )
+        said = _other_graph(one.graph, ours) or _other_weights(one, model)
+        if said:
+            name = one.provenance["model"]
+            raise ValueError(f"this circuit was found in another model, {name!r}: {said}.")
     return nodes
+
+
+def _other_graph(theirs: Graph, ours: Graph) -> str:
+    """What another graph has that this one has not; nothing where they are the same."""
+    sizes = {"n_layers": "layers", "n_heads": "heads", "n_kv_heads": "key-value heads"}
+    for name, words in sizes.items():
+        one, other = getattr(theirs, name), getattr(ours, name)
+        if one != other:
+            return f"{one} {words}, this model has {other}"
+    ways = {
+        "parallel": ("beside its attention", "after its attention", "MLPs that read"),
+        "normed": ("with a norm after it", "without a norm after it", "attention"),
+    }
+    for name, (yes, no, what) in ways.items():
+        if getattr(theirs, name) != getattr(ours, name):
+            there, here = (yes if getattr(each, name) else no for each in (theirs, ours))
+            return f"{what} {there}, in this model {here}"
+    return ""
+
+
+def _other_weights(one: Circuit, model: Any) -> str:
+    """What tells that a circuit's model has other weights than this one; nothing where nothing does."""
+    from tvlens.models import facts
+
+    ours = facts(model).to_dict()
+    theirs = {"name": one.provenance["model"], **one.provenance.get("model_facts", {})}
+    mine, other = ours["weights_sha256"], theirs.get("weights_sha256")
+    # The same weights may go by several names, and one name by several weights.
+    if mine and other:
+        return "" if mine == other else f"weights of SHA-256 {other[:12]}…, here {str(mine)[:12]}…"
+    if theirs["name"] != ours["name"]:
+        return f"this one is {ours['name']!r}"
+    for name in ("revision", "d_model", "d_vocab"):
+        there, here = theirs.get(name), ours[name]
+        if there is not None and here is not None and there != here:
+            return f"{name} {there}, here {here}"
+    return ""
 
 
 def _result(
@@ -129,6 +189,7 @@ def _result(
         coords={
             "n_edges": ("circuit", [one.n_edges for one in circuits]),
             "n_nodes": ("circuit", [len(one.nodes) for one in circuits]),
+            "chosen_by": ("circuit", np.array([one.chosen_by for one in circuits], dtype=object)),
             **texts,
         },
         attrs={ATTRIBUTE: encode(note)},

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool
 
+from tvlens._words import fixed, listed
 from tvlens.circuits.graph import Graph, Node
 from tvlens.patching.statistics import bootstrap_ratio
 from tvlens.results import Result
@@ -14,6 +15,7 @@ from tvlens.results import Result
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_ENOUGH = 0.9  # of the metric: a circuit that keeps it is worth telling
 _METHODS = {
     "eap": ("edge attribution patching", ("syed2023attribution",)),
     "eap-ig": (
@@ -126,16 +128,23 @@ class EdgeScores(Result):
         return self.score.sum("receiver", skipna=True).rename("sent")
 
     def finding(self) -> str:
-        """The strongest edge, and how few edges hold half of all there is."""
+        """The strongest edge by gradient, and how few edges hold half of all there is."""
         sizes = np.sort(np.abs(self.score.values[self.graph.edges]))[::-1]
+        n, metric = self.data.sizes["prompt"], str(self.provenance["metric"]).replace("_", " ")
+        over = f"{n} prompt{'s' * (n != 1)}"
+        clean, corrupted = (float(self.data[run].mean()) for run in ("clean", "corrupted"))
+        if not sizes[0]:
+            return (
+                f"No edge has a score: nothing that reaches the {metric} differs between the clean and the "
+                f"corrupted run ({fixed(clean)} and {fixed(corrupted)}); {over}."
+            )
         half = int(np.searchsorted(np.cumsum(sizes), sizes.sum() / 2)) + 1
-        best, n = self.top(1).iloc[0], self.data.sizes["prompt"]
-        metric = str(self.provenance["metric"]).replace("_", " ")
+        best = self.top(1).iloc[0]
         return (
-            f"The strongest edge, {best['sender']} → {best['receiver']}, is worth {best['score']:+.2f} of "
-            f"the {metric} (clean {float(self.data['clean'].mean()):.2f}, corrupted "
-            f"{float(self.data['corrupted'].mean()):.2f}); {half:,} of {len(sizes):,} edges hold half of all "
-            f"scores, over {n} prompt{'s' * (n != 1)}."
+            f"By gradient, the strongest edge, {best['sender']} → {best['receiver']}, is worth about "
+            f"{fixed(best['score'], sign=True)} of the {fixed(clean - corrupted)} by which the {metric} "
+            f"changes from the corrupted run ({fixed(corrupted)}) to the clean one ({fixed(clean)}); "
+            f"{half:,} of {len(sizes):,} edges hold half of all scores, over {over}."
         )
 
     def summary(self) -> dict[str, Any]:
@@ -202,6 +211,11 @@ class Circuit(Result):
         ):
             found[sent[str(sender)], read[str(receiver)]] = True
         return found
+
+    @property
+    def chosen_by(self) -> str:
+        """How its edges were scored and chosen, such as ``"eap-ig, greedy"``."""
+        return f"{self.provenance['method']}, {self.provenance['choice']}"
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -287,13 +301,14 @@ class Faithfulness(Result):
             with np.errstate(invalid="ignore", divide="ignore"):
                 # Where both runs say the same there is no way of which a share could be kept.
                 mean = np.where(below.sum(axis=0), above.sum(axis=0) / below.sum(axis=0), np.nan)
+            mean = mean + 0.0  # no negative zero
             low, high = bootstrap_ratio(
                 above, below.astype(float), level=level, n_resamples=n_resamples, seed=seed
             )
             table = {"mean": mean, "low": low, "high": high}
             found[name] = xr.Dataset(
                 {k: ("circuit", v) for k, v in table.items()},
-                coords={"n_edges": self.data["n_edges"]},
+                coords={n: self.data[n] for n in ("n_edges", "chosen_by") if n in self.data.coords},
             )
         return found
 
@@ -304,26 +319,44 @@ class Faithfulness(Result):
         return f"Faithfulness of {n} circuit{'s' * (n != 1)} in {self.provenance['model']}"
 
     def finding(self) -> str:
-        """The smallest circuit that keeps nine tenths, or how far the best one comes."""
+        """What the smallest and the largest circuit keep alone, and what cutting them loses."""
         found = self.mean(n_resamples=200)
-        mean, n_edges = found["faithfulness"]["mean"].values, self.data["n_edges"].values
+        mean, n = found["faithfulness"]["mean"].values, self.data.sizes["prompt"]
         metric = str(self.provenance["metric"]).replace("_", " ")
         if np.isnan(mean).all():
+            clean = fixed(float(self.data["clean"].mean()))
             return (
-                f"The {metric} is {float(self.data['clean'].mean()):.2f} in the clean and in the corrupted "
+                f"The {metric} is {clean} in the clean and in the corrupted "
                 "run, so no circuit can keep a share of the way between them."
             )
-        enough = np.flatnonzero(mean >= 0.9)
-        at = int(enough[np.argmin(n_edges[enough])]) if len(enough) else int(np.nanargmax(mean))
-        one = found["faithfulness"].isel(circuit=at)
-        low, high = float(one["low"]), float(one["high"])
-        interval = "" if np.isnan(low) else f" ({low:.2f} to {high:.2f})"
-        n = self.data.sizes["prompt"]
+        told = self._told(mean)
+        kept = [
+            self._kept(found["faithfulness"].isel(circuit=at), first=at == told[0]) for at in told
+        ]
+        rest = f", and {listed(kept[1:])}" if kept[1:] else ""
+        lost = dict.fromkeys(fixed(float(found["completeness"]["mean"][at])) for at in told)
         return (
-            f"{int(n_edges[at]):,} of {self.provenance['all_edges']:,} edges alone keep {float(mean[at]):.2f}"
-            f"{interval} of the {metric}; cutting them loses "
-            f"{float(found['completeness']['mean'][at]):.2f}; {n} prompt{'s' * (n != 1)}."
+            f"{kept[0]} of the {metric}{rest}; cutting them loses {listed(list(lost))}; "
+            f"{n} prompt{'s' * (n != 1)}."
         )
+
+    def _told(self, mean: np.ndarray) -> list[int]:
+        """Circuits worth telling: the smallest, the first that keeps nine tenths, the largest."""
+        order = np.lexsort([mean, self.data["n_edges"].values])
+        enough = [int(at) for at in order if mean[at] >= _ENOUGH]
+        return list(dict.fromkeys([int(order[0]), *enough[:1], int(order[-1])]))
+
+    def _kept(self, one: xr.Dataset, *, first: bool) -> str:
+        """A circuit's size and what it keeps, with its interval; how it was made where that differs."""
+        n, ends = int(one["n_edges"]), (float(one["low"]), float(one["high"]))
+        interval = "" if np.isnan(ends).any() else f" ({fixed(ends[0])} to {fixed(ends[1])})"
+        named = self.data.coords.get("chosen_by")
+        several = named is not None and len(set(named.values.tolist())) > 1
+        by = f" ({one['chosen_by'].item()})" if several else ""
+        size = (
+            f"{n:,} of {self.provenance['all_edges']:,} edges{by} alone" if first else f"{n:,}{by}"
+        )
+        return f"{size} keep{'s' * (n == 1)} {fixed(float(one['mean']))}{interval}"
 
     def summary(self) -> dict[str, Any]:
         """Faithfulness and completeness of the largest circuit."""

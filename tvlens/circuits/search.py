@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
 
-from tvlens._errors import unknown
+from tvlens._errors import unknown, whole
 from tvlens.circuits.graph import Graph
 from tvlens.circuits.results import Circuit, EdgeScores, node_coords
 
@@ -34,6 +34,7 @@ def circuit(scores: EdgeScores, *, n_edges: int, method: str = "greedy") -> Circ
 
     Raises:
         ValueError: There are fewer edges, or no such method.
+        TypeError: ``n_edges`` is no whole number, or these are no scores.
 
     Example:
         >>> from tvlens.circuits.edges import edge_scores
@@ -47,9 +48,14 @@ def circuit(scores: EdgeScores, *, n_edges: int, method: str = "greedy") -> Circ
     """
     from tvlens.provenance import ATTRIBUTE, collect, encode
 
+    if not isinstance(scores, EdgeScores):
+        raise TypeError(
+            f"scores must be edge scores, as tv.edge_scores(...) gives; {type(scores).__name__} arrived."
+        )
     graph, values = scores.graph, scores.score.values
     if method not in CHOICES:
         raise unknown("method", method, CHOICES)
+    n_edges = whole("n_edges", n_edges)
     if not 0 <= n_edges <= graph.n_edges:
         raise ValueError(
             f"{n_edges:,} edges asked for, but this graph has {graph.n_edges:,}: 0 to {graph.n_edges:,}."
@@ -69,7 +75,10 @@ def circuit(scores: EdgeScores, *, n_edges: int, method: str = "greedy") -> Circ
     table["score"] = ("edge", values[sent, read])
     table["live"] = ("edge", alive[sent, read])
     made = scores.provenance
-    kept = {k: made[k] for k in ("metric", "method", "steps", "graph", "model", "n_layers")}
+    kept = {
+        k: made[k]
+        for k in ("metric", "method", "steps", "graph", "model", "n_layers", "model_facts")
+    }
     note = collect(kind=Circuit.kind, choice=method, all_edges=graph.n_edges, **kept)
     return Circuit(xr.Dataset(table, attrs={ATTRIBUTE: encode(note)}))
 

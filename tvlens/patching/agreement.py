@@ -159,7 +159,8 @@ def agreement(estimated: Patching, true: Patching) -> Agreement:
         Effects of both, as a result that draws itself.
 
     Raises:
-        ValueError: They have other cells, prompts, metrics or directions.
+        ValueError: They are swapped or of one kind, or have other cells, prompts, metrics or directions.
+        TypeError: One of them is no result of patching.
 
     Example:
         >>> import tvlens as tv
@@ -176,6 +177,7 @@ def agreement(estimated: Patching, true: Patching) -> Agreement:
     """
     from tvlens.provenance import ATTRIBUTE, collect, encode
 
+    _check_kinds(estimated, true)
     ours, theirs = estimated.provenance, true.provenance
     for name in ("metric", "direction", "model", "positions", "heads"):
         if ours.get(name) != theirs.get(name):
@@ -201,6 +203,27 @@ def agreement(estimated: Patching, true: Patching) -> Agreement:
     kept = {"estimated": estimated.effect, "true": true.effect.transpose(*one.dims)}
     table = {name: (each.dims, each.values) for name, each in kept.items()}
     return Agreement(xr.Dataset(table, coords=one.coords, attrs={ATTRIBUTE: encode(note)}))
+
+
+def _check_kinds(estimated: Any, true: Any) -> None:
+    """Refuse all but an estimate and the truth, in this order."""
+    needs = {"estimated": ("attribution_patch", estimated), "true": ("patch", true)}
+    for name, (makes, given) in needs.items():
+        if not isinstance(given, Patching):
+            raise TypeError(
+                f"{name} must be what tv.{makes} gives; {type(given).__name__} arrived."
+            )
+    made = {name: given.provenance.get("method") for name, (_, given) in needs.items()}
+    if (made["estimated"], made["true"]) == ("patch", "attribution_patch"):
+        raise ValueError(
+            "the two are swapped: the estimate comes first, agreement(estimated, true)."
+        )
+    for name, (makes, _) in needs.items():
+        if made[name] != makes:
+            raise ValueError(
+                f"{name} must be what tv.{makes} gives; a result of tv.{made[name]} arrived. "
+                "agreement compares an estimate with true patching: agreement(estimated, true)."
+            )
 
 
 def _same(one: xr.DataArray, other: xr.DataArray | None) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tvlens.encoding import TokenBatch
 from tvlens.engine import Plan
 from tvlens.engine.backward import Backward, Scalar, backward
-from tvlens.metrics import VALUE, Metric
+from tvlens.metrics import VALUE, Accuracy, Metric, Rank, metric_of
 from tvlens.models.runner import Runner, runner
 from tvlens.patching.assemble import Task, assemble, make_task, needed_first
 from tvlens.patching.grid import Effects, Grid, effects, make_grid
@@ -87,6 +87,7 @@ def attribution_patch(
         Nanda 2023, nanda2023attribution; Syed, Rager, Conmy 2023, arXiv:2310.10348.
     """
     started = time.perf_counter()
+    check_smooth(metric)
     batches, changed, written = paired(model, clean, corrupted, direction=direction)
     drive, batch = runner(model), batches[changed]
     lengths = lengths_of(batch)
@@ -128,6 +129,30 @@ def attribution_patch(
     )
 
 
+def check_smooth(metric: str | Metric | Callable[..., Any]) -> None:
+    """Refuse a metric that jumps, before anything is run.
+
+    Args:
+        metric: A metric; whether a function of one's own has a gradient is seen only when it is called.
+
+    Raises:
+        ValueError: It has no gradient.
+
+    Example:
+        >>> check_smooth("logit_difference")
+    """
+    found = metric_of(metric)
+    if isinstance(found, Rank | Accuracy):
+        raise _jumps(found)
+
+
+def _jumps(metric: Metric) -> ValueError:
+    return ValueError(
+        f"metric {metric.name!r} has no gradient: it jumps. Choose logit_difference, log_probability, "
+        "probability or kl."
+    )
+
+
 @dataclass(frozen=True)
 class MetricOf:
     """A metric as `backward` wants it: of final residuals; it keeps those that it has seen.
@@ -157,10 +182,7 @@ class MetricOf:
         logits = self.drive.logits(resid, columns)
         values = readout(logits, prompt.to(logits.device))[VALUE]
         if not values.requires_grad:
-            raise ValueError(
-                f"metric {self.task.metric.name!r} has no gradient: it jumps. Choose logit_difference, "
-                "log_probability, probability or kl."
-            )
+            raise _jumps(self.task.metric)
         return values
 
 

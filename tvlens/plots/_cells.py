@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from tvlens._words import fixed
 from tvlens.plots.theme import label, token_label, visible
 
 # From this share of the scale on, a negative cell is marked: in greyscale both ends look alike.
@@ -79,7 +80,7 @@ def number(value: float, digits: int = 3) -> str:
     """
     if value != value:
         return "–"
-    return f"{value:.{digits}f}".replace("-", "−")
+    return fixed(value, digits).replace("-", "−")
 
 
 def _hover(data: xr.Dataset, how: CellText, i: int, j: int) -> str:
