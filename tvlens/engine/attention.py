@@ -50,13 +50,13 @@ class Bucket:
 
 def attend(
     block: Block,
-    q: Float[Tensor, "token head d_head"],
+    q: Float[Tensor, "asking head d_head"],
     k: Float[Tensor, "token kv_head d_head"],
     v: Float[Tensor, "token kv_head d_head"],
     buckets: list[Bucket],
     *,
     touch: Touch | None = None,
-) -> Float[Tensor, "token head d_head"]:
+) -> Float[Tensor, "asking head d_head"]:
     """Let every query look at its row.
 
     Args:

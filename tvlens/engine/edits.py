@@ -142,7 +142,7 @@ def _for_all(edits: list[Edit], n_prompts: int) -> Tensor:
         _scaled(edit, v if len(v) == n_prompts else v.expand(n_prompts, *v.shape[1:]))
         for edit, v in given
     ]
-    return values[0] if len(values) == 1 else torch.cat(values)
+    return values[0] if len(values) == 1 else torch.cat([each.to(values[0]) for each in values])
 
 
 def _one(edit: Edit, layout: Layout, row_of: np.ndarray, lengths: np.ndarray) -> Part:
