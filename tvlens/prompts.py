@@ -22,6 +22,12 @@ from tvlens.templates import DEFAULT_TEMPLATE, Role, Template, get_template
 
 SPLITS = ("dev", "test")
 ANSWERS = ("auto", "one_token", "any")
+LABELS = ("own", "shuffled")
+DEMONSTRATIONS = ("all", "split")
+_SHUFFLES = 20  # orders that are tried where answers of one input are answers of another, too
+
+Demonstrations = tuple[tuple[str, str], ...]
+"""Inputs with the outputs they are shown with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +44,8 @@ class Prompts:
         answers: The accepted answers of each x; the first is canonical.
         answer_ids: Token ids that count as right for each x: the first tokens of its accepted answers.
         facts: How the prompts were made: task, template, spacing, shots, split, seed, BOS, and how often
-            an answer is one token or shares its first token with a different answer.
+            an answer is one token or shares its first token with a different answer, or stands with an
+            input that it belongs to.
     """
 
     regular: TokenBatch
@@ -73,6 +80,9 @@ def build_prompts(
     template: str | Template = DEFAULT_TEMPLATE,
     answers: str = "auto",
     split: str = "dev",
+    labels: str = "own",
+    demonstrations: str = "all",
+    queries: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Prompts:
     """Make few-shot prompts of a task.
@@ -93,13 +103,20 @@ def build_prompts(
             Hendel et al. do for words; ``"any"``: all, judged by the answer's first token, which may also
             be the query's; ``"auto"``: one_token where that leaves two thirds of the items, else any.
         split: ``"dev"`` or ``"test"``.
+        labels: ``"shuffled"`` gives each demonstration the output of another one, and where possible none
+            that is right for its own input; everything else is as with ``"own"``.
+        demonstrations: ``"split"`` takes them, and dummy queries, from the split's own items alone, so that
+            what is made of dev prompts has seen nothing of the test queries; ``"all"`` from all items.
+        queries: What is queried, instead of ``n`` items of the split: any of `usable_items`. The same
+            queries can so be asked in several templates.
         seed: Decides the split, the queries, the demonstrations and the dummy queries.
 
     Returns:
         The prompts, all views.
 
     Raises:
-        ValueError: Too few items for the shots, an unknown split, or a prompt longer than the context.
+        ValueError: Too few items for the shots, an unknown split or query, a single output to shuffle, or
+            a prompt longer than the context.
 
     Example:
         >>> import tvlens as tv
@@ -117,19 +134,28 @@ def build_prompts(
     whole = first_tokens(task, settled, encoder)
     used = _usable(task, whole, answers)
     firsts = whole if used is task else first_tokens(used, settled, encoder)
-    drawn = _draw(used, shots=shots, n=n, n_dummy=n_dummy, split=split, seed=seed, of=len(task))
+    pools = _Pools.of(used, split=split, seed=seed, demonstrations=demonstrations)
+    drawn = _draw(used, pools, shots=shots, n=n, n_dummy=n_dummy, queries=queries, of=len(task))
+    shown = [
+        _outputs(used, demos, labels, f"{pools.stream}:{i}")
+        for i, (demos, _, _) in enumerate(drawn)
+    ]
+    rows = [tuple(zip(d, ys, strict=True)) for (d, _, _), ys in zip(drawn, shown, strict=True)]
+    right = [y in used.answers[x] for row in rows for x, y in row]
 
-    def batch(rows: Sequence[tuple[tuple[str, ...], str]]) -> TokenBatch:
-        return encoder.batch([_segments(used, settled, demos, x) for demos, x in rows])
+    def batch(asked: Sequence[str], shown: Sequence[Demonstrations] = rows) -> TokenBatch:
+        return encoder.batch(
+            [_segments(settled, demos, x) for demos, x in zip(shown, asked, strict=True)]
+        )
 
-    queries = tuple(x for _, x, _ in drawn)
+    asked = tuple(x for _, x, _ in drawn)
     return Prompts(
-        regular=batch([(demos, x) for demos, x, _ in drawn]),
-        dummies=tuple(batch([(demos, d[j]) for demos, _, d in drawn]) for j in range(n_dummy)),
-        zero_shot=batch([((), x) for _, x, _ in drawn]),
-        queries=queries,
-        answers=tuple(task.answers[x] for x in queries),
-        answer_ids=tuple(firsts.ids[x] for x in queries),
+        regular=batch(asked),
+        dummies=tuple(batch([d[j] for _, _, d in drawn]) for j in range(n_dummy)),
+        zero_shot=batch(asked, [()] * len(drawn)),
+        queries=asked,
+        answers=tuple(task.answers[x] for x in asked),
+        answer_ids=tuple(firsts.ids[x] for x in asked),
         facts={
             "task": task.name,
             "family": task.family,
@@ -141,6 +167,9 @@ def build_prompts(
             "shots": shots,
             "n_dummy": n_dummy,
             "split": split,
+            "labels": labels,
+            "right_labels": sum(right) / len(right) if right else 1.0,
+            "demonstrations": demonstrations,
             "seed": seed,
             "answers": "one_token" if len(firsts.one_token) == len(used) else "any",
             "n_items": len(used),
@@ -150,6 +179,38 @@ def build_prompts(
             "constant": firsts.constant,
         },
     )
+
+
+def usable_items(
+    task: Task | str,
+    model: Any,
+    *,
+    template: str | Template = DEFAULT_TEMPLATE,
+    answers: str = "auto",
+) -> tuple[str, ...]:
+    """Give the items that `build_prompts` can query in a template, with a model's tokenizer.
+
+    Args:
+        task: The task, or its name.
+        model: As in `build_prompts`.
+        template: As in `build_prompts`.
+        answers: As in `build_prompts`.
+
+    Returns:
+        The items' inputs, in the task's order.
+
+    Raises:
+        ValueError: There are fewer than two.
+
+    Example:
+        >>> from tvlens.testing import tiny_model
+        >>> len(usable_items("to_upper", tiny_model(), template="qa"))
+        26
+    """
+    task = load_task(task) if isinstance(task, str) else task
+    encoder = Encoder.of(model)
+    firsts = first_tokens(task, settle(task, get_template(template), encoder), encoder)
+    return tuple(_usable(task, firsts, answers).inputs)
 
 
 def _usable(task: Task, firsts: FirstTokens, answers: str) -> Task:
@@ -172,45 +233,106 @@ def _usable(task: Task, firsts: FirstTokens, answers: str) -> Task:
     )
 
 
+@dataclass(frozen=True)
+class _Pools:
+    """What may be queried, what may be shown, and the name of the random numbers."""
+
+    queried: list[str]
+    shown: list[str]
+    stream: str
+
+    @classmethod
+    def of(cls, task: Task, *, split: str, seed: int, demonstrations: str) -> "_Pools":
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        if demonstrations not in DEMONSTRATIONS:
+            raise unknown("choice of demonstrations", demonstrations, DEMONSTRATIONS)
+        items = list(task.inputs)
+        random.Random(f"{seed}:{task.name}:split").shuffle(items)
+        half = math.ceil(len(items) / 2)
+        own = items[:half] if split == "dev" else items[half:]
+        shown = own if demonstrations == "split" else items
+        return cls(own, shown, f"{seed}:{task.name}:{split}")
+
+
 def _draw(
-    task: Task, *, shots: int, n: int, n_dummy: int, split: str, seed: int, of: int
+    task: Task,
+    pools: _Pools,
+    *,
+    shots: int,
+    n: int,
+    n_dummy: int,
+    queries: Sequence[str] | None,
+    of: int,
 ) -> list[tuple[tuple[str, ...], str, tuple[str, ...]]]:
     """Draw (demonstrations, query, dummy queries) for each prompt."""
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
     if shots < 0 or n < 1 or n_dummy < 0:
         raise ValueError(
             f"shots >= 0, n >= 1 and n_dummy >= 0 are valid; shots={shots}, n={n}, "
             f"n_dummy={n_dummy} arrived."
         )
-    needed = shots + 1 + n_dummy
-    if len(task) < max(needed, 2):
+    needed, there = shots + 1 + n_dummy, len(pools.shown)
+    if there < max(needed, 2):
+        part = "" if there == len(task) else f", {there} of them in this split"
         raise ValueError(
-            f"task {task.name!r} has {len(task)} usable items of {of}, but {shots} shots + 1 query + "
-            f"{n_dummy} dummy queries need {max(needed, 2)}. Ask for at most "
-            f"{max(len(task) - 1 - n_dummy, 0)} shots."
+            f"task {task.name!r} has {len(task)} usable items of {of}{part}, but {shots} shots + 1 query "
+            f"+ {n_dummy} dummy queries need {max(needed, 2)}. Ask for at most "
+            f"{max(there - 1 - n_dummy, 0)} shots."
         )
-    items = list(task.inputs)
-    random.Random(f"{seed}:{task.name}:split").shuffle(items)
-    half = math.ceil(len(items) / 2)
-    pool = items[:half] if split == "dev" else items[half:]
-    rng = random.Random(f"{seed}:{task.name}:{split}")
-    queries: list[str] = []
-    while len(queries) < n:
-        queries += rng.sample(pool, len(pool))
+    rng = random.Random(pools.stream)
+    asked = list(queries or ())
+    if queries is not None and not asked:
+        raise ValueError("queries needs at least one item; none arrived.")
+    for x in asked:
+        if x not in task.answers:
+            raise unknown("query", x, task.answers)
+    while queries is None and len(asked) < n:
+        asked += rng.sample(pools.queried, len(pools.queried))
     drawn = []
-    for x in queries[:n]:
-        others = [item for item in items if item != x]
+    for x in asked if queries is not None else asked[:n]:
+        others = [item for item in pools.shown if item != x]
         picked = rng.sample(others, shots + n_dummy)
         drawn.append((tuple(picked[:shots]), x, tuple(picked[shots:])))
     return drawn
 
 
-def _segments(
-    task: Task, template: Template, demos: tuple[str, ...], x: str
-) -> list[tuple[str, Role]]:
+def _outputs(task: Task, demos: tuple[str, ...], labels: str, stream: str) -> list[str]:
+    """The output that each demonstration is shown with."""
+    if labels not in LABELS:
+        raise unknown("choice of labels", labels, LABELS)
+    own = [task.answers[x][0] for x in demos]
+    if labels == "own" or not demos:
+        return own
+    if len(demos) < 2:
+        raise ValueError("shuffled labels need at least 2 shots; 1 has no other output to show.")
+    rng = random.Random(f"{stream}:labels")
+    tried = []
+    for _ in range(_SHUFFLES):
+        moved = _moved(own, rng)
+        wrong = sum(y not in task.answers[x] for x, y in zip(demos, moved, strict=True))
+        if wrong == len(demos):
+            return moved
+        tried.append((wrong, moved))
+    return max(tried, key=lambda pair: pair[0])[1]
+
+
+def _moved(outputs: list[str], rng: random.Random) -> list[str]:
+    """Permute outputs so that as few as possible stay the same.
+
+    In a circle with equal outputs side by side, a step as long as the largest group leaves it.
+    """
+    groups: dict[str, list[int]] = {}
+    for i in rng.sample(range(len(outputs)), len(outputs)):
+        groups.setdefault(outputs[i], []).append(i)
+    order = [i for group in sorted(groups.values(), key=len, reverse=True) for i in group]
+    step = max(map(len, groups.values()))
+    moved = list(outputs)
+    for k, i in enumerate(order):
+        moved[i] = outputs[order[(k + step) % len(order)]]
+    return moved
+
+
+def _segments(template: Template, demos: Demonstrations, x: str) -> list[tuple[str, Role]]:
     """Write a whole prompt as pieces of text with their roles."""
-    pieces = [
-        piece for demo in demos for piece in template.demo_segments(demo, task.answers[demo][0])
-    ]
+    pieces = [piece for given, y in demos for piece in template.demo_segments(given, y)]
     return [*pieces, *template.query_segments(x)]
