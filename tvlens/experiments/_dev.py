@@ -1,0 +1,78 @@
+"""Which layer? The choice on dev queries that several experiments share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from einops import reduce
+from jaxtyping import Float
+
+from tvlens.engine import Edit, FirstToken, Request, run
+from tvlens.extraction import extract
+from tvlens.prompts import Prompts, build_prompts
+from tvlens.tasks import Task, load_task
+
+
+def resolved(tasks: Sequence[Task | str]) -> dict[str, Task]:
+    """Load tasks by their names.
+
+    Args:
+        tasks: Tasks or names.
+
+    Returns:
+        The tasks by name, in the order given.
+
+    Raises:
+        ValueError: An unknown task, or the same name twice.
+    """
+    if isinstance(tasks, str | Task):
+        raise ValueError(f"several tasks are needed, as a list; {tasks!r} arrived.")
+    loaded = [load_task(task) if isinstance(task, str) else task for task in tasks]
+    names = [task.name for task in loaded]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"each task once; given more than once: {', '.join(twice)}.")
+    return dict(zip(names, loaded, strict=True))
+
+
+def accuracy_by_layer(model: Any, prompts: Prompts) -> Float[np.ndarray, " layer"]:
+    """Give the share of queries that theta(S) answers alone, injected at each layer.
+
+    Args:
+        model: A TransformerLens model.
+        prompts: Prompts with dummy queries.
+
+    Returns:
+        Accuracy of the zero-shot prompts with theta at each layer.
+    """
+    theta = extract(model, prompts)
+    cells = tuple((Edit(theta.site, layer, theta.at(layer)),) for layer in theta.layers)
+    readout = FirstToken(prompts.answer_ids)
+    (output,) = run(model, [Request(prompts.zero_shot, cells=cells, readout=readout)])
+    right = output.values["correct"].float().cpu().numpy()
+    return reduce(right, "layer prompt -> layer", "mean")
+
+
+def best_layer(
+    model: Any, tasks: Mapping[str, Task], n: int, settings: Mapping[str, Any], bar: Any
+) -> tuple[int, float]:
+    """Choose one layer for several tasks on dev prompts.
+
+    Args:
+        model: A TransformerLens model.
+        tasks: The tasks by name.
+        n: Dev prompts a task.
+        settings: What else `build_prompts` is told.
+        bar: A progress bar, moved by one for each task.
+
+    Returns:
+        The lowest layer at which theta answers most dev queries on average over the tasks, and how many.
+    """
+    curves = []
+    for task in tasks.values():
+        bar.set_postfix_str(f"{task.name}: layer")
+        made = build_prompts(task, model, n=n, split="dev", **settings)
+        curves.append(accuracy_by_layer(model, made))
+        bar.update()
+    mean = np.mean(curves, axis=0)
+    return int(mean.argmax()), float(mean.max())
