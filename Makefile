@@ -56,9 +56,9 @@ $(VENV)/.dev: $(VENV)/.run
 
 # What no model has a part in is the same in both environments.
 BRIDGE_TESTS := $(addprefix tests/test_,attribution.py attribution_gradients.py attribution_patching.py bridge.py \
-  bridge_models.py circuits_edges.py circuits_faithfulness.py cli.py heads.py injection.py ioi.py layer_sweep.py lens.py \
-  models.py package.py prompts.py vectors.py) $(wildcard tests/test_engine*.py tests/test_model_*.py tests/test_patching*.py) \
-  tvlens
+  bridge_models.py circuits_edges.py circuits_faithfulness.py cli.py compare.py function_vectors.py \
+  heads.py injection.py ioi.py layer_sweep.py learning.py lens.py models.py package.py prompts.py vectors.py) \
+  $(wildcard tests/test_engine*.py tests/test_model_*.py tests/test_patching*.py) tvlens
 
 # It stands on the first environment and has a TransformerLens of its own before that one's: seconds, not minutes.
 BELOW = import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))

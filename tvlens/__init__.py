@@ -30,10 +30,18 @@ if TYPE_CHECKING:
     from tvlens.circuits import induction_test as induction_test
     from tvlens.circuits import ioi_prompts as ioi_prompts
     from tvlens.citations import cite as cite
+    from tvlens.experiments.compare import compare as compare
+    from tvlens.experiments.conflict import conflict as conflict
+    from tvlens.experiments.geometry import geometry as geometry
     from tvlens.experiments.layer_sweep import LayerSweep as LayerSweep
     from tvlens.experiments.layer_sweep import layer_sweep as layer_sweep
+    from tvlens.experiments.variance import variance as variance
     from tvlens.extraction import extract as extract
+    from tvlens.function_vectors import function_vector as function_vector
+    from tvlens.function_vectors import head_effects as head_effects
+    from tvlens.function_vectors import universal_heads as universal_heads
     from tvlens.injection import inject as inject
+    from tvlens.learning import learn as learn
     from tvlens.lens import Lens as Lens
     from tvlens.lens import Projection as Projection
     from tvlens.lens import TunedLens as TunedLens
@@ -51,10 +59,12 @@ if TYPE_CHECKING:
     from tvlens.patching import trace as trace
     from tvlens.prompts import Prompts as Prompts
     from tvlens.prompts import build_prompts as build_prompts
+    from tvlens.prompts import usable_items as usable_items
     from tvlens.reports import report as report
     from tvlens.results import Result as Result
     from tvlens.results import load as load
     from tvlens.scoring import score as score
+    from tvlens.store import VectorStore as VectorStore
     from tvlens.tasks import Task as Task
     from tvlens.tasks import list_tasks as list_tasks
     from tvlens.tasks import load_task as load_task
@@ -73,10 +83,13 @@ _HOME = {
     "Template": "tvlens.templates",
     "Prompts": "tvlens.prompts",
     "build_prompts": "tvlens.prompts",
+    "usable_items": "tvlens.prompts",
     "TaskVector": "tvlens.vectors",
+    "VectorStore": "tvlens.store",
     "extract": "tvlens.extraction",
     "inject": "tvlens.injection",
     "score": "tvlens.scoring",
+    "learn": "tvlens.learning",
     "patch": "tvlens.patching",
     "ablate": "tvlens.patching",
     "trace": "tvlens.patching",
@@ -100,8 +113,15 @@ _HOME = {
     "writers": "tvlens.attribution",
     "Attribution": "tvlens.attribution",
     "Gradients": "tvlens.attribution",
+    "head_effects": "tvlens.function_vectors",
+    "function_vector": "tvlens.function_vectors",
+    "universal_heads": "tvlens.function_vectors",
     "layer_sweep": "tvlens.experiments.layer_sweep",
     "LayerSweep": "tvlens.experiments.layer_sweep",
+    "compare": "tvlens.experiments.compare",
+    "conflict": "tvlens.experiments.conflict",
+    "geometry": "tvlens.experiments.geometry",
+    "variance": "tvlens.experiments.variance",
     "Result": "tvlens.results",
     "load": "tvlens.results",
     "report": "tvlens.reports",

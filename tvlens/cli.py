@@ -120,6 +120,71 @@ def run(
         Console().print(_table(summaries))
 
 
+@app.command()
+def compare(
+    model: Model = "smollm2-135m",
+    tasks: Annotated[
+        str, typer.Option(help="all (the paper's 18), or names and JSON or CSV files, with commas.")
+    ] = "all",
+    methods: Annotated[str, typer.Option(help="all, or names with commas.")] = "all",
+    shots: Shots = 5,
+    n_dev: NDev = 100,
+    n_test: NTest = 100,
+    seeds: Annotated[str, typer.Option(help="Seeds with commas.")] = "0",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for results and report; what is there already is not run again."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare ways to make a task vector: methods against tasks, with what they cost."""
+    from tvlens.experiments._comparison import Comparison
+    from tvlens.experiments.compare import compare as run_comparison
+    from tvlens.methods import METHODS
+    from tvlens.results import load
+
+    console = Console(stderr=True, quiet=as_json)
+    chosen = tuple(METHODS) if methods == "all" else tuple(methods.split(","))
+    if not all(part.strip().isdecimal() for part in seeds.split(",")):
+        raise ValueError(
+            f"--seeds takes whole numbers with commas between them; {seeds!r} arrived."
+        )
+    settings: dict[str, Any] = {"methods": chosen, "shots": shots, "n_dev": n_dev, "n_test": n_test}
+    parts: list[Comparison] = []
+    loaded: Any = model
+    for task in _tasks(tasks):
+        for seed in map(int, seeds.split(",")):
+            path = out / f"comparison-{task.name}-{seed}.nc" if out is not None else None
+            if path is not None and path.is_file():
+                part = load(path)
+                if not isinstance(part, Comparison):
+                    raise ValueError(f"{str(path)!r} holds no comparison.")
+                parts.append(part)
+                continue
+            if isinstance(loaded, str):
+                from tvlens.models import load_model
+
+                loaded = load_model(loaded)
+            part = run_comparison(
+                loaded, [task], seeds=[seed], progress=not console.quiet, **settings
+            )
+            console.print(f"[dim]{escape(task.name)}, seed {seed}:[/dim] {escape(part.finding())}")
+            parts.append(part)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part.save(path)
+    result = Comparison.join(parts)
+    if out is not None:
+        result.save(out / "comparison.nc")
+        report = _write([result], out, title=f"Ways to make a task vector in {model}")
+        console.print(f"Wrote [bold]{escape(str(report))}[/bold].")
+    if as_json:
+        typer.echo(json.dumps({"experiment": "compare", **result.summary()}, allow_nan=False))
+    else:
+        console.print(escape(result.finding()))
+        _show(result.means().round(3).reset_index(), _COMPARED, as_json=False)
+
+
 @app.command("tasks")
 def list_tasks_command(
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
@@ -241,6 +306,7 @@ def _write(results: "Sequence[Result]", out: Path, *, title: str) -> Path:
 
 # What one line of a terminal has room for; everything else is in the files and in --json.
 _COLUMNS = ("task", "layer", "baseline", "hypothesis", "regular", "ratio")
+_COMPARED = ("run", "accuracy", "low", "high", "lowest", "highest", "of_regular", "wins", "kl")
 _FLOORS = ("majority", "query_blind", "control")
 _HEADERS = {
     "hypothesis": "hypo-\nthesis",

@@ -9,11 +9,16 @@ from tvlens.plots.accuracy_by_layer import accuracy_by_layer
 from tvlens.plots.agreement import agreement_scatter
 from tvlens.plots.attribution import origins, token_highlights, waterfall
 from tvlens.plots.circuit import circuit_graph, faithfulness_curves
+from tvlens.plots.comparison import comparison_heatmap
+from tvlens.plots.conflict import conflict_controls, conflict_matrix
+from tvlens.plots.function_vectors import function_vector_bars, function_vector_layers
+from tvlens.plots.geometry import centroid_map, distance_histogram, theta_map
 from tvlens.plots.heads import ablation_costs, head_map, logit_differences
 from tvlens.plots.lens import lens_by_layer, lens_heatmap
 from tvlens.plots.patching import patching_heatmap
 from tvlens.plots.projection import projection_heatmap
 from tvlens.plots.theme import ROLES, token_label
+from tvlens.plots.variance import variance_by_layer
 from tvlens.plots.vocabulary import vocabulary
 
 __all__ = [
@@ -22,8 +27,15 @@ __all__ = [
     "accuracy_bars",
     "accuracy_by_layer",
     "agreement_scatter",
+    "centroid_map",
     "circuit_graph",
+    "comparison_heatmap",
+    "conflict_controls",
+    "conflict_matrix",
+    "distance_histogram",
     "faithfulness_curves",
+    "function_vector_bars",
+    "function_vector_layers",
     "head_map",
     "lens_by_layer",
     "lens_heatmap",
@@ -31,8 +43,10 @@ __all__ = [
     "origins",
     "patching_heatmap",
     "projection_heatmap",
+    "theta_map",
     "token_highlights",
     "token_label",
+    "variance_by_layer",
     "vocabulary",
     "waterfall",
 ]

@@ -1,0 +1,165 @@
+"""The comparison: what each method writes is what it says, and its tables are those of its outcomes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tvlens as tv
+from tests import tiny
+from tvlens.experiments._comparison import Comparison
+from tvlens.experiments.compare import compare
+from tvlens.linear_maps import fit_map
+from tvlens.methods import METHODS, Work, fit
+
+SMALL: dict[str, Any] = {
+    "shots": 2,
+    "n_dev": 8,
+    "n_test": 6,
+    "progress": False,
+    "elsewhere": ["qa"],
+}
+HOW: dict[str, Any] = {
+    "shots": 2, "n": 8, "n_dummy": 2, "template": "example", "answers": "auto", "split": "dev",
+    "demonstrations": "split", "seed": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found() -> Comparison:
+    return compare(tiny.model("llama"), ["to_upper", "next_letter"], seeds=(0, 1), **SMALL)
+
+
+def test_tables_are_those_of_the_outcomes(found: Comparison) -> None:
+    assert found.methods == tuple(METHODS)
+    correct = found.data["correct"].astype(float)
+    table, tasks = found.means(), found.by_task()
+    assert table.index.tolist() == ["baseline", "random", "regular", *METHODS]
+    for name in table.index:
+        own = correct.sel(run=name)
+        assert table.loc[name, "accuracy"] == pytest.approx(float(own.mean()))
+        assert tasks.loc["to_upper", name] == pytest.approx(float(own.sel(task="to_upper").mean()))
+        each = own.mean(["task", "prompt"]).values
+        assert table.loc[name, "lowest"] == pytest.approx(each.min())
+    assert table.loc["regular", "wins"] == 2
+    # The prediction with demonstrations is what the others are compared with.
+    assert float(found.data["kl"].sel(run="regular").max()) == pytest.approx(0, abs=1e-5)
+    assert float(found.data["kl"].sel(run="baseline").min()) > 0
+    assert (found.data["forwards"].sel(writer=list(METHODS)) > 0).all()
+    assert float(abs(found.data["unrelated_kl"].sel(writer="none")).max()) == pytest.approx(
+        0, abs=1e-5
+    )
+    assert (found.elsewhere()["unrelated_kl"].drop("none") > 0).all()
+    assert {"few_shot", "qa"} <= set(found.elsewhere().columns)
+
+
+def test_baseline_and_regular_are_those_of_score(found: Comparison) -> None:
+    model = tiny.model("llama")
+    test = tv.build_prompts("to_upper", model, shots=2, n=6, split="test", seed=1)
+    at = found.data.sel(task="to_upper", seed=1)
+    assert at["query"].values.tolist() == list(test.queries)
+    for run_name, view in (("baseline", "zero_shot"), ("regular", "regular")):
+        scores = tv.score(model, test, view=view)
+        np.testing.assert_array_equal(at["correct"].sel(run=run_name), scores.correct.numpy())
+        np.testing.assert_allclose(
+            at["answer_log_prob"].sel(run=run_name), scores.answer_log_prob.numpy(), atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_methods_see_no_test_query(name: str, kind: str) -> None:
+    model = tiny.model("gemma3", kind)
+    task = tv.load_task("to_upper")
+    dev = tv.build_prompts(task, model, **HOW)
+    test = tv.build_prompts(task, model, shots=2, n=13, split="test", seed=0)
+    shown = " ".join(text for view in (dev.regular, *dev.dummies) for text in view.text)
+    assert not any(f"example:{query}-" in shown for query in test.queries)
+    fitted = fit(name, Work(model, task, dev, HOW))
+    edits = fitted.write(test)
+    assert edits and max(edit.layer for edit in edits) == fitted.layer
+    assert all(len(edit.given) in (1, 13) for edit in edits)
+    assert fitted.forwards > 0 and fitted.seconds > 0
+    again = fit(name, Work(model, task, dev, HOW)).write(test)
+    for one, other in zip(edits, again, strict=True):
+        torch.testing.assert_close(one.given, other.given)
+
+
+def test_the_layer_is_the_best_on_dev() -> None:
+    model = tiny.model("qwen2")
+    task = tv.load_task("to_lower")
+    dev = tv.build_prompts(task, model, **HOW)
+    work = Work(model, task, dev, HOW)
+    fitted = fit("mean", work)
+    theta = tv.extract(model, dev).mean()
+    accuracies = [
+        tv.score(model, dev, view="zero_shot", vector=theta, layer=i).accuracy
+        for i in range(work.n_layers)
+    ]
+    assert fitted.layer == int(np.argmax(accuracies))
+    (edit,) = fitted.write(dev)
+    torch.testing.assert_close(edit.given, theta.at(fitted.layer))
+
+
+def test_a_ridge_map_is_least_squares_where_there_are_rows_enough() -> None:
+    rng = np.random.default_rng(0)
+    x, true = rng.normal(size=(60, 4)), rng.normal(size=(4, 4))
+    y = x @ true + rng.normal(size=4) + 0.01 * rng.normal(size=(60, 4))
+    found = fit_map(torch.tensor(x), torch.tensor(y), strength=1e-10)
+    design = np.c_[x, np.ones(60)]
+    expected = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    np.testing.assert_allclose(found(torch.tensor(x)).numpy(), expected, atol=1e-6)
+    # Pulled hard, all that is left is the mean difference.
+    shifted = fit_map(torch.tensor(x), torch.tensor(y), strength=1e12)
+    np.testing.assert_allclose(
+        shifted(torch.tensor(x)).numpy(), x + (y - x).mean(axis=0), atol=1e-6
+    )
+    for arguments, message in (((x[:1], y[:1], 1.0), "at least 2"), ((x, y, 0.0), "above 0")):
+        a, b, strength = arguments
+        with pytest.raises(ValueError, match=message):
+            fit_map(torch.tensor(a), torch.tensor(b), strength=strength)
+
+
+def test_it_is_saved_drawn_and_said(found: Comparison, tmp_path: Any) -> None:
+    # Names of several lengths survive files that are read, joined and written again.
+    alone = [
+        compare(tiny.model("llama"), [task], methods=["mean"], **SMALL).save(
+            tmp_path / f"{task}.nc"
+        )
+        for task in ("antonyms", "next_letter")
+    ]
+    joined = Comparison.join([tv.load(path) for path in alone])  # pyright: ignore
+    kept: Any = tv.load(joined.save(tmp_path / "joined.nc"))
+    assert kept.by_task().index.tolist() == ["antonyms", "next_letter"]
+    again = tv.load(found.save(tmp_path / "found.nc"))
+    assert again.finding() == found.finding() and "without demonstrations" in found.finding()
+    figure = found.plot()
+    (cells,) = figure.data
+    assert cells.z.shape == (3, 3 + len(METHODS))
+    np.testing.assert_allclose(cells.z[-1], found.means()["accuracy"])
+    assert "seed 1" in cells.customdata[0][0]
+    assert found.summary()["learned"] == pytest.approx(found.means().loc["learned", "accuracy"])
+
+
+def test_parts_are_joined_or_refused(found: Comparison) -> None:
+    with pytest.raises(ValueError, match="nothing to join"):
+        Comparison.join([])
+    other = compare(tiny.model("gpt2"), ["to_upper"], methods=["mean"], **SMALL)
+    with pytest.raises(ValueError, match="comparisons of different model"):
+        Comparison.join([found, other])
+
+
+def test_errors() -> None:
+    model = tiny.model("llama")
+    with pytest.raises(ValueError, match="Nearest: 'mean'|mean"):
+        compare(model, ["to_upper"], methods=["meen"], **SMALL)
+    with pytest.raises(ValueError, match="at least one method and one seed"):
+        compare(model, ["to_upper"], seeds=(), **SMALL)
+
+
+@pytest.mark.slow
+def test_random_directions_do_not_do_the_task(smollm2: Any) -> None:
+    settings = {"methods": ["mean"], "n_dev": 26, "n_test": 26, "progress": False, "elsewhere": []}
+    table = compare(smollm2, ["to_upper"], **settings).means()
+    assert table.loc["mean", "accuracy"] > 0.8 > 0.2 > table.loc["random", "accuracy"]
