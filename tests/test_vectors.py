@@ -26,6 +26,7 @@ def test_arithmetic() -> None:
     torch.testing.assert_close((a + b).values, a.values + b.values)
     torch.testing.assert_close((a - b).values, a.values - b.values)
     torch.testing.assert_close((0.5 * a).values, (a * 0.5).values)
+    torch.testing.assert_close((2 * a).values, (a + a).values)
     torch.testing.assert_close((-a).values, -a.values)
     torch.testing.assert_close(
         (a - a.mean()).values.mean(dim=0), torch.zeros(4, 8), atol=1e-6, rtol=0

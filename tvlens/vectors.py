@@ -124,7 +124,7 @@ class TaskVector:
     def __sub__(self, other: "TaskVector") -> "TaskVector":
         return self._with(other, -1.0, "-")
 
-    def __mul__(self, factor: float) -> "TaskVector":
+    def __mul__(self, factor: float | int) -> "TaskVector":
         return replace(self, values=factor * self.values)
 
     __rmul__ = __mul__
