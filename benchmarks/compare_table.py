@@ -22,11 +22,14 @@ python -m benchmarks.compare_table runs/compare/comparison.nc > docs/results/com
 > {finding}
 
 Methods see {n_dev} dev prompts of {shots} demonstrations; neither the queries nor the demonstrations there
-are test queries. Layers are chosen on them. 95 % bootstrap intervals over prompts; *seeds* is the lowest and
-the highest of the seeds' means, *of regular* the share of the accuracy with demonstrations, *wins* on how
-many tasks a method is at least as good as these, *KL* the divergence from the prediction with demonstrations
-in nats, *forwards* prompts through the model (a training step counts three times) and *seconds*, both for
-one task.
+are test queries. Layers are chosen on them. `hendel` also reads each test prompt's own demonstrations,
+`mean_more` has up to 20 a prompt, and head effects come from 125 further dev prompts of 10. *Random* has the
+layer and length of the first method's vectors. 95 % bootstrap intervals over seeds and distinct queries;
+*seeds* is the lowest and the highest of the seeds' means, *of regular* the share of the accuracy with
+demonstrations, *wins* on how many tasks a method is at least as good as these, *KL* the divergence from the
+prediction with demonstrations in nats, *forwards* prompts through the model (a training step counts three
+times) and *seconds*, both for one task; head effects are measured once, for both function vectors, and
+their seconds stand with the first.
 
 """
 

@@ -145,3 +145,29 @@ def test_mistakes_get_one_line_and_an_exit_code(arguments: list[str], message: s
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert message in " ".join(done.stderr.split()), done.stderr
+
+
+def test_compare_keeps_its_parts_and_refuses_those_of_other_settings(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["compare", "--tasks", "to_upper,next_letter", "--methods", "mean, hendel"]
+    arguments += ["--shots", "2", "--n-dev", "6", "--n-test", "4", "--out", str(tmp_path)]
+    first = invoke(*arguments)
+    assert "hendel" in first.output and (tmp_path / "report.html").is_file()
+    assert {p.name for p in tmp_path.glob("comparison-*.nc")} == {
+        "comparison-to_upper-0.nc",
+        "comparison-next_letter-0.nc",
+    }
+    found = tv.load(tmp_path / "comparison.nc")
+    assert found.by_task().index.tolist() == ["to_upper", "next_letter"]
+
+    def never(*arguments: object, **settings: object) -> None:
+        raise AssertionError("what is in the folder was run again")
+
+    monkeypatch.setattr("tvlens.experiments.compare.compare", never)
+    again = json.loads(invoke(*arguments, "--json").stdout)
+    assert again["hendel"] == pytest.approx(found.means().loc["hendel", "accuracy"])
+    with pytest.raises(ValueError, match="made with n_test 4, asked for 5"):
+        invoke(*arguments[:-3], "5", *arguments[-2:])
+    with pytest.raises(ValueError, match="whole numbers"):
+        invoke("compare", "--seeds", "one")

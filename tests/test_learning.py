@@ -1,6 +1,7 @@
 """A learned vector does what its losses say, is chosen on other queries, and survives a wild step size."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_the_loss_is_that_of_the_injected_vector(name: str, kind: str, mode: str
     assert found.losses[-5:].mean() < found.losses[:5].mean()
     # Through hooks on the model, not through the tail; on the queries that were held out.
     logits = []
-    with tv.inject(model, found.vector, layer=0, mode=mode):
+    with torch.no_grad(), tv.inject(model, found.vector, layer=0, mode=mode):
         for text in prompts.zero_shot.text:
             logits.append(model(model.to_tokens(text))[0, -1])
     scores = torch.stack(logits).log_softmax(dim=-1)
@@ -33,8 +34,6 @@ def test_the_loss_is_that_of_the_injected_vector(name: str, kind: str, mode: str
         [-scores[i, list(ids)].logsumexp(0) for i, ids in enumerate(prompts.answer_ids)]
     )
     held = sorted(set(prompts.queries))
-    import random
-
     random.Random(3).shuffle(held)
     chosen = set(held[: max(round(0.2 * len(held)), 1)])
     rows = torch.tensor([query in chosen for query in prompts.queries])

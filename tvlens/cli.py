@@ -141,17 +141,19 @@ def compare(
     from tvlens.experiments._comparison import Comparison
     from tvlens.experiments.compare import compare as run_comparison
     from tvlens.methods import METHODS
+    from tvlens.models import facts, load_model
     from tvlens.results import load
 
     console = Console(stderr=True, quiet=as_json)
-    chosen = tuple(METHODS) if methods == "all" else tuple(methods.split(","))
+    chosen = tuple(METHODS) if methods == "all" else tuple(m.strip() for m in methods.split(","))
     if not all(part.strip().isdecimal() for part in seeds.split(",")):
         raise ValueError(
             f"--seeds takes whole numbers with commas between them; {seeds!r} arrived."
         )
     settings: dict[str, Any] = {"methods": chosen, "shots": shots, "n_dev": n_dev, "n_test": n_test}
     parts: list[Comparison] = []
-    loaded: Any = model
+    loaded = load_model(model)
+    asked = {"model": facts(loaded).name, **settings}
     for task in _tasks(tasks):
         for seed in map(int, seeds.split(",")):
             path = out / f"comparison-{task.name}-{seed}.nc" if out is not None else None
@@ -159,12 +161,9 @@ def compare(
                 part = load(path)
                 if not isinstance(part, Comparison):
                     raise ValueError(f"{str(path)!r} holds no comparison.")
+                _check_part(part, path, asked)
                 parts.append(part)
                 continue
-            if isinstance(loaded, str):
-                from tvlens.models import load_model
-
-                loaded = load_model(loaded)
             part = run_comparison(
                 loaded, [task], seeds=[seed], progress=not console.quiet, **settings
             )
@@ -222,6 +221,16 @@ def main() -> None:
             raise
         Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(1)
+
+
+def _check_part(part: Any, path: Path, asked: dict[str, Any]) -> None:
+    """Refuse a result that was made with other settings."""
+    made = {**part.provenance, "methods": part.methods}
+    differ = [f"{k} {made[k]!r}, asked for {v!r}" for k, v in asked.items() if made[k] != v]
+    if differ:
+        raise ValueError(
+            f"{str(path)!r} was made with {'; '.join(differ)}. Choose another --out, or remove it."
+        )
 
 
 def _tasks(asked: str) -> "list[Task]":

@@ -9,6 +9,7 @@ import math
 import random
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -111,13 +112,8 @@ def learn(
     fit, held = _halves(prompts.queries, holdout, seed)
     training = _Training(tail, prompts, mode == "add", first, rate, steps)
     losses, looks, at, stopped = _train(training, fit, held, batch_size, patience, seed)
-    made = {
-        **_origin(model, prompts),
-        "method": "learned",
-        "mode": mode,
-        "rate": rate,
-        "seed": seed,
-    }
+    made = {**_origin(model, prompts), "method": "learned", "mode": mode, "rate": rate}
+    made |= {"learn_seed": seed, "created": datetime.now(UTC).isoformat(timespec="seconds")}
     vector = TaskVector(training.best.detach().cpu().float()[None, None], (tail.layer,), made=made)
     return Learned(
         vector, torch.tensor(losses), torch.tensor(looks), tuple(at), stopped,
@@ -157,7 +153,7 @@ def _origin(model: Any, prompts: Prompts) -> dict[str, Any]:
     from tvlens.models import facts
 
     known = facts(model)
-    about = {k: v for k, v in prompts.facts.items() if k not in ("ambiguous", "seed")}
+    about = {k: v for k, v in prompts.facts.items() if k != "ambiguous"}
     return {
         "model": known.name, "processing": known.processing, "weights_sha256": known.weights_sha256,
         "dtype": known.dtype, "position": -1, **about, "n_prompts": len(prompts),
@@ -251,7 +247,7 @@ def _train(
         with torch.no_grad():
             looks.append(float(training.loss(held)))
         at.append(number + 1)
-        if looks[-1] < looks[best]:
+        if not looks[best] <= looks[-1]:
             best, training.best = len(looks) - 1, training.vector.detach().clone()
         elif at[-1] - at[best] >= patience:
             return losses, looks, at, "no longer better"

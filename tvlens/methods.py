@@ -195,7 +195,8 @@ def function_gradient(work: Work) -> Fitted:
 
 def _function(work: Work, by: str, cost: int) -> Fitted:
     effects, n = work.effects(), work.n_layers
-    heads = effects.heads(N_HEADS, by=by)
+    n_heads = min(N_HEADS, effects.outputs.shape[0] * effects.outputs.shape[1])
+    heads = effects.heads(n_heads, by=by)
     vector = function_vector(work.model, effects.outputs, heads)
     edits = [Edit("resid_post", i, vector.at(i), mode="add") for i in range(n)]
     layer = work.best([(edit,) for edit in edits])

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from tvlens.patching.statistics import bootstrap_ratio
 from tvlens.provenance import ATTRIBUTE, encode
 from tvlens.results import Result
 
@@ -44,7 +43,7 @@ class Comparison(Result):
         "Baseline: nothing is written. Random: random directions as long as the first method's vector. "
         "Regular: demonstrations in the prompt. KL: from the prediction with demonstrations to that of the "
         "run, in nats. Forwards: prompts through the model, a training step counted three times. Intervals: "
-        "percentile bootstrap over prompts, 95 %; the spread is that of seeds."
+        "percentile bootstrap over seeds and, within each task and seed, over distinct queries, 95 %."
     )
 
     @property
@@ -81,7 +80,7 @@ class Comparison(Result):
         """
         correct = self.data["correct"].astype(float)
         rows = correct.mean(["task", "seed"]).transpose("prompt", "run").values
-        low, high = bootstrap_ratio(rows, np.ones_like(rows), level=level)
+        low, high = self._ends(level)
         seeds = correct.mean(["task", "prompt"]).transpose("seed", "run").values
         tasks = self.by_task()
         found = pd.DataFrame(
@@ -100,6 +99,27 @@ class Comparison(Result):
             known = dict(zip(map(str, each["writer"].values), each.values.tolist(), strict=True))
             found[cost] = [known.get(str(name), np.nan) for name in found.index]
         return found
+
+    def _ends(self, level: float, n_resamples: int = 2000) -> np.ndarray:
+        """Ends of an interval of each run's mean: seeds are drawn again, and queries within task and seed."""
+        rng, draws = np.random.default_rng(0), []
+        correct = (
+            self.data["correct"].astype(float).transpose("seed", "task", "prompt", "run").values
+        )
+        asked = self.data["query"].transpose("seed", "task", "prompt").values
+        for of_seed, asked_in_seed in zip(correct, asked, strict=True):
+            each = np.zeros((n_resamples, correct.shape[-1]))
+            for right, queries in zip(of_seed, asked_in_seed, strict=True):
+                # Prompts with one query stand or fall together.
+                _, which = np.unique(queries.astype(str), return_inverse=True)
+                belongs = np.eye(which.max() + 1)[which]
+                n = belongs.shape[1]
+                weights = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples) @ belongs.T
+                each += (weights @ right) / weights.sum(axis=1, keepdims=True) / len(of_seed)
+            draws.append(each)
+        drawn = rng.integers(0, len(draws), (n_resamples, len(draws)))
+        means = np.stack(draws)[drawn, np.arange(n_resamples)[:, None]].mean(axis=1)
+        return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
     def elsewhere(self) -> pd.DataFrame:
         """Accuracy where vectors were not made for, mean over tasks and seeds.
@@ -187,13 +207,14 @@ class Comparison(Result):
         if not parts:
             raise ValueError("there is nothing to join.")
         first = parts[0].provenance
-        same = ("model", "shots", "template", "n_dev", "n_test")
+        same = ("model", "shots", "n_dummy", "template", "n_dev", "n_test")
         for part in parts[1:]:
             differ = [name for name in same if part.provenance[name] != first[name]]
-            if differ or part.data["run"].values.tolist() != parts[0].data["run"].values.tolist():
-                raise ValueError(
-                    f"comparisons of different {', '.join(differ) or 'runs'} do not join."
-                )
+            for dim in ("run", "where"):
+                if part.data[dim].values.tolist() != parts[0].data[dim].values.tolist():
+                    differ.append(f"{dim}s")
+            if differ:
+                raise ValueError(f"comparisons of different {', '.join(differ)} do not join.")
         order = list(dict.fromkeys(str(t) for part in parts for t in part.data["task"].values))
         data = xr.combine_by_coords(
             [part.data.drop_attrs().drop_encoding() for part in parts], combine_attrs="drop", join="outer",
