@@ -64,7 +64,7 @@ def test_editors_see_the_names_that_load_lazily() -> None:
 
 # A module may import from its own rank and from lower ones.
 RANKS = [
-    {"_errors", "_typing", "_files", "_words", "provenance", "intervals"},
+    {"_errors", "_typing", "_files", "_tensors", "_words", "provenance", "intervals"},
     {"sites", "tasks", "models"},
     {"templates"},
     {"encoding"},

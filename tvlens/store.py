@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens._errors import unknown
-from tvlens.vectors import SUFFIX, TaskVector
+from tvlens._tensors import SUFFIX
+from tvlens.vectors import TaskVector
 
 if TYPE_CHECKING:
     import pandas as pd

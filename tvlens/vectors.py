@@ -6,7 +6,6 @@ refuses to meet a model of another width or another weight processing, where the
 something else.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens._files import must_exist, replacing
+from tvlens._tensors import load_tensors, save_tensors
 
 SCHEMA = 1
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -199,25 +197,13 @@ class TaskVector:
         Raises:
             ValueError: Another suffix.
         """
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        if path.suffix != SUFFIX:
-            raise ValueError(f"a task vector is saved as {SUFFIX}; {path.name!r} was asked for.")
-        path.parent.mkdir(parents=True, exist_ok=True)
         meta = {
             "schema": SCHEMA,
             "site": self.site,
             "layers": list(self.layers),
             "made": dict(self.made),
         }
-        with replacing(path) as part:
-            save_file(
-                {"values": self.values.detach().cpu().contiguous()},
-                part,
-                metadata={"tvlens": json.dumps(meta)},
-            )
-        return path
+        return save_tensors(path, {"values": self.values}, meta, what="a task vector")
 
     @classmethod
     def load(cls, path: str | Path) -> "TaskVector":
@@ -233,35 +219,11 @@ class TaskVector:
             FileNotFoundError: There is no such file.
             ValueError: The file is cut short, no task vector, or of a newer schema, or holds NaN.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        must_exist(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = json.loads((file.metadata() or {}).get("tvlens", "null"))
-                values = file.get_tensor("values") if "values" in file.keys() else None  # noqa: SIM118
-        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{str(path)!r} is no readable safetensors file ({error}). It may have been cut short "
-                "while it was copied; save the vector again."
-            ) from error
-        if (
-            not isinstance(meta, dict)
-            or values is None
-            or not {"schema", "site", "layers"} <= set(meta)
-        ):
-            raise ValueError(
-                f"{str(path)!r} is a safetensors file, but no task vector saved by tvlens."
-            )
-        if meta["schema"] > SCHEMA:
-            raise ValueError(
-                f"{str(path)!r} has schema {meta['schema']}; this tvlens reads up to {SCHEMA}. "
-                "Upgrade with: pip install -U tvlens"
-            )
+        meta, tensors = load_tensors(path, ["values"], what="task vector", schema=SCHEMA)
+        values = tensors["values"]
         if values.ndim != 3 or not values.is_floating_point():
             raise ValueError(
-                f"{str(path)!r} should hold values of shape (prompt, layer, d_model); "
+                f"{str(Path(path))!r} should hold values of shape (prompt, layer, d_model); "
                 f"{tuple(values.shape)} arrived."
             )
         return cls(values, tuple(meta["layers"]), meta["site"], meta.get("made", {}))

@@ -4,9 +4,8 @@ A map is kept as what it adds, so that zeros are the logit lens. It is stored as
 belongs to, and refuses another.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens._files import must_exist, replacing
+from tvlens._tensors import load_tensors, save_tensors
 from tvlens.engine import Request, TokenLogits, run
 from tvlens.lens.reading import STREAM, chosen_layers, wide_site
 from tvlens.models.runner import runner
-from tvlens.vectors import SUFFIX
 
-SCHEMA = 1
+SCHEMA, KIND = 1, "tuned_lens"
 _PROBE = 64  # logits by which a model is recognised
 # Half precision moves logits by about a hundredth of their spread, another model by all of it.
 _SAME = 0.1
@@ -270,27 +268,15 @@ class TunedLens:
         Raises:
             ValueError: Another suffix.
         """
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        if path.suffix != SUFFIX:
-            raise ValueError(f"a tuned lens is saved as {SUFFIX}; {path.name!r} was asked for.")
-        path.parent.mkdir(parents=True, exist_ok=True)
         meta = {
             "schema": SCHEMA,
-            "kind": "tuned_lens",
+            "kind": KIND,
             "site": self.site,
             "layers": list(self.layers),
             "made": dict(self.made),
         }
         tensors = {"weight": self.weight, "bias": self.bias}
-        with replacing(path) as part:
-            save_file(
-                {name: each.detach().cpu().contiguous() for name, each in tensors.items()},
-                part,
-                metadata={"tvlens": json.dumps(meta)},
-            )
-        return path
+        return save_tensors(path, tensors, meta, what="a tuned lens")
 
     @classmethod
     def load(cls, path: str | Path, model: Any) -> "TunedLens":
@@ -307,42 +293,14 @@ class TunedLens:
             FileNotFoundError: There is no such file.
             ValueError: The file is cut short, no tuned lens, of a newer schema, or of another model.
         """
-        path = Path(path)
-        must_exist(path)
-        meta, weight, bias = _read(path)
-        found = cls(weight, bias, tuple(meta["layers"]), meta["site"], meta.get("made", {}))
+        meta, tensors = load_tensors(
+            path, ["weight", "bias"], what="tuned lens", schema=SCHEMA, kind=KIND
+        )
+        found = cls(
+            **tensors, layers=tuple(meta["layers"]), site=meta["site"], made=meta.get("made", {})
+        )
         found.check(model)
-        return replace(found, weight=weight, bias=bias)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Metadata and tensors of a file, if it is one of ours."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("tvlens", "null"))
-            names = set(file.keys())
-            ours = isinstance(meta, dict) and meta.get("kind") == "tuned_lens"
-            if (
-                not ours
-                or names != {"weight", "bias"}
-                or not {"schema", "site", "layers"} <= set(meta)
-            ):
-                raise ValueError(
-                    f"{str(path)!r} is a safetensors file, but no tuned lens saved by tvlens."
-                )
-            if meta["schema"] > SCHEMA:
-                raise ValueError(
-                    f"{str(path)!r} has schema {meta['schema']}; this tvlens reads up to {SCHEMA}. "
-                    "Upgrade with: pip install -U tvlens"
-                )
-            return meta, file.get_tensor("weight"), file.get_tensor("bias")
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{str(path)!r} is no readable safetensors file ({error}). It may have been cut short "
-            "while it was copied; save the lens again."
-        ) from error
+        return found
 
 
 def _made(model: Any) -> dict[str, Any]:

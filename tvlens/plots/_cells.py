@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._words import fixed
-from tvlens.plots.theme import label, token_label, visible
+from tvlens.plots.theme import MONO, label, token_label, visible
 
 # From this share of the scale on, a negative cell is marked: in greyscale both ends look alike.
 _MARKED = 0.2
@@ -32,6 +33,87 @@ class CellText:
     half: float
     values: bool
     note: dict[str, Any] = field(default_factory=dict)
+
+
+def written_cells(
+    z: np.ndarray,
+    words: list[list[str]],
+    hover: list[list[str]],
+    *,
+    size: int = 11,
+    **trace: Any,
+) -> go.Heatmap:
+    """Draw a heat map whose cells hold words.
+
+    Args:
+        z: Values, y by x; cells without one are left empty.
+        words: What is written into each cell.
+        hover: What hovering over it tells.
+        size: Size of the letters.
+        **trace: More settings of the trace.
+
+    Returns:
+        The trace; its axes count from 0.
+
+    Example:
+        >>> written_cells(np.eye(1), [["a"]], [["b"]], coloraxis="coloraxis").text[0][0]
+        'a'
+    """
+    return go.Heatmap(
+        z=z,
+        x=np.arange(z.shape[1]),
+        y=np.arange(z.shape[0]),
+        text=words,
+        texttemplate="%{text}",
+        textfont={"family": MONO, "size": size},
+        customdata=hover,
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        **trace,
+    )
+
+
+def button_row(
+    buttons: list[dict[str, Any]],
+    active: int,
+    *,
+    x: float = 0.0,
+    xanchor: str = "left",
+    pad: int = 14,
+) -> dict[str, Any]:
+    """Make a row of buttons above a figure.
+
+    Args:
+        buttons: Label, method and arguments of each, as Plotly takes them.
+        active: The one that is pressed at first.
+        x: Where the row stands, as a share of the width.
+        xanchor: Which of its ends stands there.
+        pad: Space between the row and the figure, in pixels.
+
+    Returns:
+        The menu, for ``layout.updatemenus``.
+
+    Example:
+        >>> button_row([{"label": "a", "method": "restyle", "args": [{}]}], 0)["direction"]
+        'right'
+    """
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "buttons": buttons,
+        "active": active,
+        "x": x,
+        "xanchor": xanchor,
+        "y": 1,
+        "yanchor": "bottom",
+        "pad": {"b": pad, "t": 0, "l": 0},
+        "font": {"size": 12},
+        "bgcolor": "white",
+        "bordercolor": "#c5ccd6",
+        "showactive": True,
+    }
 
 
 def cell_texts(

@@ -7,14 +7,14 @@ same cells.
 
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
 from tvlens._errors import unknown
+from tvlens.plots._cells import button_row, written_cells
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import INK, MONO, ROLES, SEQUENTIAL, figure, label, percent, titled
+from tvlens.plots.theme import INK, ROLES, SEQUENTIAL, figure, label, percent, titled
 
 _SIDES = {"vector": "obeys the vector", "demonstrations": "obeys the demonstrations"}
 _INJECTIONS = {
@@ -97,22 +97,8 @@ def _cells(data: xr.Dataset, side: str, kind: str, *, visible: bool) -> go.Heatm
     n = data.sizes["vector"]
     words = [["" if v != v else percent(v) for v in row] for row in z]
     hover = [[_hover(data, i, j, kind) for j in range(n)] for i in range(z.shape[0])]
-    return go.Heatmap(
-        z=z,
-        x=np.arange(n),
-        y=np.arange(z.shape[0]),
-        text=words,
-        texttemplate="%{text}",
-        textfont={"family": MONO, "size": 11},
-        customdata=hover,
-        hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
-        coloraxis="coloraxis",
-        xgap=1,
-        ygap=1,
-        name=f"{_SIDES[side]}, {_INJECTIONS[kind]}",
-        visible=visible,
-    )
+    name = f"{_SIDES[side]}, {_INJECTIONS[kind]}"
+    return written_cells(z, words, hover, coloraxis="coloraxis", name=name, visible=visible)
 
 
 def _hover(data: xr.Dataset, i: int, j: int, kind: str) -> str:
@@ -157,28 +143,15 @@ def _axes(fig: go.Figure, data: xr.Dataset, *, stacked: bool) -> None:
 
 def _switch(kinds: list[str], shown: str) -> dict[str, Any]:
     """A button for each injection; every one has a map for both sides."""
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "active": kinds.index(shown),
-        "x": 0,
-        "xanchor": "left",
-        "y": 1,
-        "yanchor": "bottom",
-        "pad": {"b": 34, "t": 0, "l": 0},
-        "font": {"size": 12},
-        "bgcolor": "white",
-        "bordercolor": "#c5ccd6",
-        "showactive": True,
-        "buttons": [
-            {
-                "label": label(_INJECTIONS[kind]),
-                "method": "restyle",
-                "args": [{"visible": [other == kind for other in kinds for _ in _SIDES]}],
-            }
-            for kind in kinds
-        ],
-    }
+    buttons = [
+        {
+            "label": label(_INJECTIONS[kind]),
+            "method": "restyle",
+            "args": [{"visible": [other == kind for other in kinds for _ in _SIDES]}],
+        }
+        for kind in kinds
+    ]
+    return button_row(buttons, kinds.index(shown), pad=34)
 
 
 def conflict_controls(data: xr.Dataset, *, title: str | None = None) -> go.Figure:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
-from tvlens.plots._cells import CellText, cell_texts
+from tvlens.plots._cells import CellText, button_row, cell_texts
 from tvlens.plots._notes import notes
 from tvlens.plots.theme import MONO, ROLES, SEQUENTIAL, figure, label, titled
 
@@ -116,28 +116,15 @@ def _heads_axes(fig: go.Figure, data: xr.Dataset, *, controls: bool) -> None:
 
 def _switch(kinds: list[str], active: int) -> dict[str, Any]:
     """A button for each kind."""
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "active": active,
-        "x": 0,
-        "xanchor": "left",
-        "y": 1,
-        "yanchor": "bottom",
-        "pad": {"b": 10, "t": 0, "l": 0},
-        "font": {"size": 12},
-        "bgcolor": "white",
-        "bordercolor": "#c5ccd6",
-        "showactive": True,
-        "buttons": [
-            {
-                "label": label(kind),
-                "method": "restyle",
-                "args": [{"visible": [other == kind for other in kinds]}],
-            }
-            for kind in kinds
-        ],
-    }
+    buttons = [
+        {
+            "label": label(kind),
+            "method": "restyle",
+            "args": [{"visible": [other == kind for other in kinds]}],
+        }
+        for kind in kinds
+    ]
+    return button_row(buttons, active, pad=10)
 
 
 def ablation_costs(data: xr.Dataset, *, title: str | None = None) -> go.Figure:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
-from tvlens.plots._cells import number
+from tvlens.plots._cells import button_row, number, written_cells
 from tvlens.plots._notes import notes
 from tvlens.plots.theme import (
     MONO,
@@ -116,19 +116,12 @@ def _trace(data: xr.Dataset, value: str, *, visible: bool) -> go.Heatmap:
     ]
     spots = [range(size) for size in tokens.shape]
     hover = [[_hover(data.isel(layer=i, position=j)) for j in spots[1]] for i in spots[0]]
-    return go.Heatmap(
-        z=_z(data, value),
-        x=np.arange(tokens.shape[1]),
-        y=np.arange(tokens.shape[0]),
-        text=words,
-        texttemplate="%{text}",
-        textfont={"family": MONO, "size": 9 if many else 11},
-        customdata=hover,
-        hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
+    return written_cells(
+        _z(data, value),
+        words,
+        hover,
+        size=9 if many else 11,
         coloraxis="coloraxis",
-        xgap=1,
-        ygap=1,
         visible=visible,
     )
 
@@ -179,23 +172,6 @@ def _colors(data: xr.Dataset, value: str) -> dict[str, Any]:
     return {"colorscale": scale, "cmin": low, "cmax": high, "colorbar": bar}
 
 
-def _buttons(buttons: list[dict[str, Any]], active: int, x: float, anchor: str) -> dict[str, Any]:
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "buttons": buttons,
-        "active": active,
-        "x": x,
-        "xanchor": anchor,
-        "y": 1,
-        "yanchor": "bottom",
-        "pad": {"b": 14},
-        "font": {"size": 12},
-        "bgcolor": "white",
-        "bordercolor": "#c5ccd6",
-    }
-
-
 def _values_menu(
     data: xr.Dataset, lenses: list[str], values: list[str], first: str
 ) -> dict[str, Any]:
@@ -212,7 +188,7 @@ def _values_menu(
         }
         for value in values
     ]
-    return _buttons(buttons, values.index(first), 0.0, "left")
+    return button_row(buttons, values.index(first))
 
 
 def _lens_menu(lenses: list[str], first: str) -> dict[str, Any]:
@@ -224,7 +200,7 @@ def _lens_menu(lenses: list[str], first: str) -> dict[str, Any]:
         }
         for lens in lenses
     ]
-    return _buttons(buttons, lenses.index(first), 1.0, "right")
+    return button_row(buttons, lenses.index(first), x=1.0, xanchor="right")
 
 
 def _axes(fig: go.Figure, data: xr.Dataset) -> None:

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
-from tvlens.plots._cells import CellText, cell_texts
+from tvlens.plots._cells import CellText, cell_texts, written_cells
 from tvlens.plots._notes import notes
 from tvlens.plots.theme import DIVERGING, MONO, MUTED, ROLES, figure, label, titled, visible
 
@@ -127,21 +127,7 @@ def _scale(data: xr.Dataset) -> tuple[float, float]:
 
 def _trace(cell: xr.Dataset, texts: CellText, *, visible: bool) -> go.Heatmap:
     z, words, hover = cell_texts(cell, texts)
-    return go.Heatmap(
-        z=z,
-        x=np.arange(cell.sizes[texts.x]),
-        y=np.arange(cell.sizes[texts.y]),
-        text=words,
-        texttemplate="%{text}",
-        textfont={"family": MONO, "size": 11},
-        customdata=hover,
-        hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
-        coloraxis="coloraxis",
-        xgap=1,
-        ygap=1,
-        visible=visible,
-    )
+    return written_cells(z, words, hover, coloraxis="coloraxis", visible=visible)
 
 
 def _colors(fig: go.Figure, data: xr.Dataset, centre: float, half: float) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from tvlens.plots._cells import number
+from tvlens.plots._cells import number, written_cells
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import DIVERGING, MONO, figure, label, titled, token_label
+from tvlens.plots.theme import DIVERGING, figure, label, titled, token_label
 
 
 def projection_heatmap(data: xr.Dataset, *, ranks: int = 6, title: str | None = None) -> go.Figure:
@@ -85,20 +85,12 @@ def _trace(data: xr.Dataset) -> go.Heatmap:
         for row in zip(tokens, values, strict=True)
     ]
     bar = {"title": {"text": "standard deviations", "side": "right", "font": {"size": 12}}}
-    return go.Heatmap(
-        z=away,
-        x=np.arange(tokens.shape[1]),
-        y=np.arange(tokens.shape[0]),
-        text=words,
-        texttemplate="%{text}",
-        textfont={"family": MONO, "size": 11},
-        customdata=hover,
-        hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
+    return written_cells(
+        away,
+        words,
+        hover,
         colorscale=DIVERGING,
         zmin=-half,
         zmax=half,
-        xgap=1,
-        ygap=1,
         colorbar={**bar, "thickness": 10, "outlinewidth": 0},
     )
