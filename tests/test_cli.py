@@ -61,6 +61,7 @@ def test_demo_writes_everything(small: str, tmp_path: Path) -> None:
     assert "report.html" in names and names == {
         *(f"layer_sweep-{t}{s}" for t in cli.DEMO_TASKS for s in (".nc", ".safetensors")),
         "summary.json",
+        "page.md",
         "report.html",
     }
 
@@ -164,10 +165,35 @@ def test_compare_keeps_its_parts_and_refuses_those_of_other_settings(
     def never(*arguments: object, **settings: object) -> None:
         raise AssertionError("what is in the folder was run again")
 
-    monkeypatch.setattr("tvlens.experiments.compare.compare", never)
+    monkeypatch.setattr("tvlens.experiments.compare.fit", never)
     again = json.loads(invoke(*arguments, "--json").stdout)
     assert again["hendel"] == pytest.approx(found.means().loc["hendel", "accuracy"])
     with pytest.raises(ValueError, match="made with n_test 4, asked for 5"):
         invoke(*arguments[:-3], "5", *arguments[-2:])
     with pytest.raises(ValueError, match="whole numbers"):
         invoke("compare", "--seeds", "one")
+
+
+def test_experiments_over_several_tasks_run_once(small: str, tmp_path: Path) -> None:
+    arguments = [
+        "run",
+        "conflict",
+        "--tasks",
+        "to_upper,next_letter",
+        "--shots",
+        "2",
+        "--n-dev",
+        "4",
+    ]
+    result = invoke(*arguments, "--set", "n=4", "--set", "min_queries=4", "--out", str(tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "conflict.nc", "summary.json", "page.md", "report.html",
+    }  # fmt: skip
+    found = tv.load(tmp_path / "conflict.nc")
+    assert found.provenance["n"] == 4 and found.provenance["min_queries"] == 4
+    assert found.finding() in (tmp_path / "page.md").read_text()
+    assert found.finding() in " ".join(result.stdout.split())
+    with pytest.raises(ValueError, match="unknown setting of conflict 'n_dumy'. Nearest: n_dummy"):
+        invoke(*arguments, "--set", "n_dumy=4")
+    with pytest.raises(ValueError, match="--set takes name=value"):
+        invoke(*arguments, "--set", "n")

@@ -79,7 +79,7 @@ RANKS = [
     {"function_vectors"},
     {"methods"},
     {"experiments"},
-    {"reports", "testing"},
+    {"reports", "pages", "testing"},
     {"cli"},
 ]
 

@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from tvlens._errors import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,12 +40,15 @@ app = typer.Typer(
 Model = Annotated[
     str, typer.Option(help="A name from `tvlens models`, a folder, a .gguf file or a hub id.")
 ]
-Shots = Annotated[int, typer.Option(min=0, help="Demonstrations a prompt.")]
-NDev = Annotated[int, typer.Option(min=1, help="Prompts on which the layer is chosen.")]
-NTest = Annotated[int, typer.Option(min=1, help="Prompts on which accuracies are reported.")]
+Tasks = Annotated[
+    str, typer.Option(help="all (the paper's 18), or names and JSON or CSV files, with commas.")
+]
+Shots = Annotated[int | None, typer.Option(min=0, help="Demonstrations a prompt.")]
+NDev = Annotated[int | None, typer.Option(min=1, help="Prompts on which the layer is chosen.")]
+NTest = Annotated[int | None, typer.Option(min=1, help="Prompts on which accuracies are reported.")]
 Seed = Annotated[int, typer.Option(help="Decides prompts, splits and random vectors.")]
-Answers = Annotated[str, typer.Option(help="auto, one_token or any: which items are used.")]
-Style = Annotated[str, typer.Option(help="example, arrow, qa, or a text with {x} and {y}.")]
+Answers = Annotated[str | None, typer.Option(help="auto, one_token or any: which items are used.")]
+Style = Annotated[str | None, typer.Option(help="example, arrow, qa, or a text with {x} and {y}.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -86,28 +92,31 @@ def demo(
 def run(
     name: Annotated[str, typer.Argument(help="An experiment, e.g. layer_sweep.")],
     model: Model = "smollm2-135m",
-    tasks: Annotated[
-        str, typer.Option(help="all (the paper's 18), or names and JSON or CSV files, with commas.")
-    ] = "all",
-    shots: Shots = 5,
-    n_dev: NDev = 50,
-    n_test: NTest = 50,
+    tasks: Tasks = "all",
+    shots: Shots = None,
+    n_dev: NDev = None,
+    n_test: NTest = None,
     seed: Seed = 0,
-    template: Style = "example",
-    answers: Answers = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for results and report.")] = None,
+    template: Style = None,
+    answers: Answers = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting, name=value; as often as there are such."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results, report and page.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run an experiment on tasks, one after another."""
+    """Run an experiment: on all tasks together if it takes several, else on one after another."""
     console = Console(stderr=True, quiet=as_json)
-    settings = {
+    given = {
         "shots": shots,
         "n_dev": n_dev,
         "n_test": n_test,
-        "seed": seed,
         "template": template,
         "answers": answers,
     }
+    settings = {k: v for k, v in given.items() if v is not None} | {"seed": seed}
+    settings |= dict(map(_setting, more or ()))
     results = _run_all(name, model, _tasks(tasks), settings, console, out)
     summaries = [result.summary() for result in results]
     if out is not None:
@@ -116,16 +125,16 @@ def run(
     if as_json:
         document = {"experiment": name, "model": model, **settings, "results": summaries}
         typer.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
-    else:
+    elif "hypothesis" in summaries[0]:
         Console().print(_table(summaries))
+    else:
+        _show_tables(results)
 
 
 @app.command()
 def compare(
     model: Model = "smollm2-135m",
-    tasks: Annotated[
-        str, typer.Option(help="all (the paper's 18), or names and JSON or CSV files, with commas.")
-    ] = "all",
+    tasks: Tasks = "all",
     methods: Annotated[str, typer.Option(help="all, or names with commas.")] = "all",
     shots: Shots = 5,
     n_dev: NDev = 100,
@@ -133,16 +142,13 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Seeds with commas.")] = "0",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for results and report; what is there already is not run again."),
+        typer.Option(help="Folder for results, report and page; what is there is not run again."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare ways to make a task vector: methods against tasks, with what they cost."""
-    from tvlens.experiments._comparison import Comparison
     from tvlens.experiments.compare import compare as run_comparison
     from tvlens.methods import METHODS
-    from tvlens.models import facts, load_model
-    from tvlens.results import load
 
     console = Console(stderr=True, quiet=as_json)
     chosen = tuple(METHODS) if methods == "all" else tuple(m.strip() for m in methods.split(","))
@@ -150,38 +156,19 @@ def compare(
         raise ValueError(
             f"--seeds takes whole numbers with commas between them; {seeds!r} arrived."
         )
-    settings: dict[str, Any] = {"methods": chosen, "shots": shots, "n_dev": n_dev, "n_test": n_test}
-    parts: list[Comparison] = []
-    loaded = load_model(model)
-    asked = {"model": facts(loaded).name, **settings}
-    for task in _tasks(tasks):
-        for seed in map(int, seeds.split(",")):
-            path = out / f"comparison-{task.name}-{seed}.nc" if out is not None else None
-            if path is not None and path.is_file():
-                part = load(path)
-                if not isinstance(part, Comparison):
-                    raise ValueError(f"{str(path)!r} holds no comparison.")
-                _check_part(part, path, asked)
-                parts.append(part)
-                continue
-            part = run_comparison(
-                loaded, [task], seeds=[seed], progress=not console.quiet, **settings
-            )
-            console.print(f"[dim]{escape(task.name)}, seed {seed}:[/dim] {escape(part.finding())}")
-            parts.append(part)
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part.save(path)
-    result = Comparison.join(parts)
+    settings: dict[str, Any] = {"shots": shots, "n_dev": n_dev, "n_test": n_test}
+    result = run_comparison(
+        model, _tasks(tasks), methods=chosen, seeds=[int(seed) for seed in seeds.split(",")], out=out,
+        progress=not console.quiet, **settings,
+    )  # fmt: skip
     if out is not None:
-        result.save(out / "comparison.nc")
+        result.save(out / f"{result.kind}.nc")
         report = _write([result], out, title=f"Ways to make a task vector in {model}")
         console.print(f"Wrote [bold]{escape(str(report))}[/bold].")
     if as_json:
         typer.echo(json.dumps({"experiment": "compare", **result.summary()}, allow_nan=False))
     else:
-        console.print(escape(result.finding()))
-        _show(result.means().round(3).reset_index(), _COMPARED, as_json=False)
+        _show_tables([result])
 
 
 @app.command("tasks")
@@ -223,14 +210,15 @@ def main() -> None:
         sys.exit(1)
 
 
-def _check_part(part: Any, path: Path, asked: dict[str, Any]) -> None:
-    """Refuse a result that was made with other settings."""
-    made = {**part.provenance, "methods": part.methods}
-    differ = [f"{k} {made[k]!r}, asked for {v!r}" for k, v in asked.items() if made[k] != v]
-    if differ:
-        raise ValueError(
-            f"{str(path)!r} was made with {'; '.join(differ)}. Choose another --out, or remove it."
-        )
+def _setting(text: str) -> tuple[str, Any]:
+    """Read ``name=value``; a value that is no JSON is text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"--set takes name=value, e.g. --set n_dummy=4; {text!r} arrived.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def _tasks(asked: str) -> "list[Task]":
@@ -276,26 +264,34 @@ def _run_all(
         f"{known.device}, weight processing {known.processing}, BOS {known.prepend_bos}."
     )
     results = []
-    for task in tasks:
+    together = "tasks" in inspect.signature(function).parameters
+    for task in [list(tasks)] if together else tasks:
         result = function(model, task, progress=not console.quiet, **settings)
         console.print(f"[dim]{escape(result.title)}:[/dim] {escape(result.finding())}")
         results.append(result)
         if out is not None:
-            _save(result, out)
+            _save(result, out, together=together)
     return results
 
 
+_COMMON = ("shots", "n_dev", "n_test", "seed", "template", "answers")
+
+
 def _accepted(function: Callable[..., Any], settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """Keep the settings an experiment knows; the rest do not concern it."""
+    """Keep those of the common settings that an experiment knows; the rest do not concern it."""
     known = inspect.signature(function).parameters
     if "progress" not in known:
         raise TypeError(f"experiment {name!r} takes no 'progress'; add it to its signature.")
+    for key in settings:
+        if key not in known and key not in _COMMON:
+            own = [p.name for p in known.values() if p.kind is p.KEYWORD_ONLY]
+            raise unknown(f"setting of {name}", key, own)
     return {key: value for key, value in settings.items() if key in known}
 
 
-def _save(result: "Result", out: Path) -> None:
+def _save(result: "Result", out: Path, *, together: bool) -> None:
     """Write a result, and its task vector if it has one."""
-    stem = f"{result.kind}-{result.provenance['task']}"
+    stem = result.kind if together else f"{result.kind}-{result.provenance['task']}"
     result.save(out / f"{stem}.nc")
     vector = getattr(result, "vector", None)
     if vector is not None:
@@ -303,19 +299,21 @@ def _save(result: "Result", out: Path) -> None:
 
 
 def _write(results: "Sequence[Result]", out: Path, *, title: str) -> Path:
-    """Write the summary and the report of saved results."""
+    """Write summary, page and report of saved results."""
+    from tvlens.pages import page
     from tvlens.reports import report
 
     summary = json.dumps(
         [r.summary() for r in results], indent=1, ensure_ascii=False, allow_nan=False
     )
     (out / "summary.json").write_text(summary + "\n", encoding="utf-8")
+    command = shlex.join(["tvlens", *sys.argv[1:]])
+    (out / "page.md").write_text(page(results, title=title, command=command), encoding="utf-8")
     return report(results, out / "report.html", title=title)
 
 
 # What one line of a terminal has room for; everything else is in the files and in --json.
 _COLUMNS = ("task", "layer", "baseline", "hypothesis", "regular", "ratio")
-_COMPARED = ("run", "accuracy", "low", "high", "lowest", "highest", "of_regular", "wins", "kl")
 _FLOORS = ("majority", "query_blind", "control")
 _HEADERS = {
     "hypothesis": "hypo-\nthesis",
@@ -361,6 +359,28 @@ def _cell(summary: dict[str, Any], key: str) -> str:
 def _short(share: float) -> str:
     """Write a share as papers do: .92, 1.00."""
     return f"{share:.2f}".removeprefix("0") if 0 <= share < 1 else f"{share:.2f}"
+
+
+def _show_tables(results: "Sequence[Result]") -> None:
+    """Print what results found, with their tables."""
+    from tvlens.pages import cells
+
+    console = Console()
+    for result in results:
+        console.print(escape(result.finding()))
+        for caption, frame in result.tables().items():
+            head, *rows = cells(frame)
+            table = Table(
+                box=box.SIMPLE_HEAD,
+                padding=(0, 1, 0, 0),
+                title=escape(caption),
+                title_justify="left",
+            )
+            for name in head:
+                table.add_column(escape(name))
+            for row in rows:
+                table.add_row(*map(escape, row))
+            console.print(table)
 
 
 def _show(frame: "pd.DataFrame", columns: Sequence[str], *, as_json: bool) -> None:

@@ -92,7 +92,6 @@ def average(
     """Average what was read on the dummy queries, and note where it came from."""
     from tvlens.models import facts
 
-    known = facts(model)
     read = requests[0].reads[0]
     each = torch.stack([output.activations[0][0] for output in outputs])
     return TaskVector(
@@ -100,10 +99,7 @@ def average(
         layers=read.layers,
         site=read.site,
         made={
-            "model": known.name,
-            "processing": known.processing,
-            "weights_sha256": known.weights_sha256,
-            "dtype": known.dtype,
+            **facts(model).origin,
             "position": read.position,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **{k: v for k, v in prompts.facts.items() if k != "ambiguous"},

@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float, Shaped
 from numpy.typing import ArrayLike
 
 from tvlens._errors import unknown
@@ -111,6 +112,55 @@ def bootstrap(
     )
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return (low, high) if np.ndim(low) else (float(low), float(high))
+
+
+def over_tasks(
+    outcomes: Float[np.ndarray, "seed task prompt run"],
+    queries: Shaped[np.ndarray, "seed task prompt"],
+    *,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, " run"], Float[np.ndarray, " run"]]:
+    """Give a bootstrap interval of each run's mean over tasks, for the same tasks with other draws.
+
+    Seeds are drawn again, and within each task and seed its distinct queries; prompts with one query
+    stand or fall together. The tasks are what the mean is about, and stay.
+
+    Args:
+        outcomes: 1 for right and 0 for wrong; NaN for "does not exist".
+        queries: What each prompt asks.
+        level: Confidence level between 0 and 1.
+        n_resamples: How many draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Lower and upper end of each run's mean.
+
+    Example:
+        >>> outcomes = np.array([1.0, 1.0, 0.0, 1.0] * 25).reshape(1, 1, 100, 1)
+        >>> low, high = over_tasks(outcomes, np.arange(100).reshape(1, 1, 100))
+        >>> bool(low < 0.75 < high)
+        True
+    """
+    _quantile(level)
+    rng, draws = np.random.default_rng(seed), []
+    for of_seed, asked_in_seed in zip(outcomes, queries, strict=True):
+        each = np.zeros((n_resamples, outcomes.shape[-1]))
+        for right, asked in zip(of_seed, asked_in_seed, strict=True):
+            _, which = np.unique(asked.astype(str), return_inverse=True)
+            belongs = np.eye(which.max() + 1)[which]
+            n = belongs.shape[1]
+            weights = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples) @ belongs.T
+            there = ~np.isnan(right)
+            with np.errstate(invalid="ignore"):
+                shares = (weights @ np.where(there, right, 0)) / (weights @ there)
+            each += shares / len(of_seed)
+        draws.append(each)
+    drawn = rng.integers(0, len(draws), (n_resamples, len(draws)))
+    means = np.stack(draws)[drawn, np.arange(n_resamples)[:, None]].mean(axis=1)
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
 
 
 def accuracy(

@@ -8,6 +8,7 @@ are held out: the vector that does best on them is kept, so training longer can 
 import math
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,7 @@ from tvlens._errors import unknown
 from tvlens.engine.request import MODES
 from tvlens.engine.tail import Tail
 from tvlens.extraction import extract
+from tvlens.metrics import VALUE, LogProbability, Targets
 from tvlens.prompts import Prompts
 from tvlens.vectors import TaskVector
 
@@ -109,7 +111,7 @@ def learn(
     _check(mode, steps, rate, batch_size, holdout, patience)
     tail = Tail(model, prompts.zero_shot, layer=layer, memory=memory)
     first = _first(model, prompts, tail, start, mode)
-    fit, held = _halves(prompts.queries, holdout, seed)
+    fit, held = split_by_query(prompts.queries, holdout, seed=seed)
     training = _Training(tail, prompts, mode == "add", first, rate, steps)
     losses, looks, at, stopped = _train(training, fit, held, batch_size, patience, seed)
     made = {**_origin(model, prompts), "method": "learned", "mode": mode, "rate": rate}
@@ -152,18 +154,30 @@ def _first(
 def _origin(model: Any, prompts: Prompts) -> dict[str, Any]:
     from tvlens.models import facts
 
-    known = facts(model)
     about = {k: v for k, v in prompts.facts.items() if k != "ambiguous"}
-    return {
-        "model": known.name, "processing": known.processing, "weights_sha256": known.weights_sha256,
-        "dtype": known.dtype, "position": -1, **about, "n_prompts": len(prompts),
-    }  # fmt: skip
+    return {**facts(model).origin, "position": -1, **about, "n_prompts": len(prompts)}
 
 
-def _halves(
-    queries: tuple[str, ...], holdout: float, seed: int
+def split_by_query(
+    queries: Sequence[str], holdout: float, *, seed: int
 ) -> tuple[Int[Tensor, " fit"], Int[Tensor, " held"]]:
-    """Prompts to train on, and prompts to choose by; no query is in both."""
+    """Split prompts into those to fit to and those to choose by; no query is in both.
+
+    Args:
+        queries: The query of each prompt.
+        holdout: Share of the distinct queries to choose by.
+        seed: Decides which.
+
+    Returns:
+        Numbers of the prompts to fit to, and of the others.
+
+    Raises:
+        ValueError: Fewer than two distinct queries.
+
+    Example:
+        >>> [len(rows) for rows in split_by_query(["a", "b", "a", "c"], 0.3, seed=1)]
+        [3, 1]
+    """
     distinct = sorted(set(queries))
     if len(distinct) < 2:
         raise ValueError(
@@ -195,20 +209,15 @@ class _Training:
         self.vector = first.detach().float().clone().requires_grad_()
         self.best, self.steps = self.vector.detach().clone(), steps
         self.adam = torch.optim.Adam([self.vector], lr=self.size, betas=_BETAS)
-        width = max(map(len, prompts.answer_ids))
-        ids = [[*row, *[row[0]] * (width - len(row))] for row in prompts.answer_ids]
-        once = [[j < len(row) for j in range(width)] for row in prompts.answer_ids]
-        self.ids, self.once = torch.tensor(ids), torch.tensor(once)
+        self.said = LogProbability().readout(Targets(len(prompts), answers=prompts.answer_ids))
 
     def loss(self, prompt: Int[Tensor, " row"]) -> Float[Tensor, ""]:
         """Mean of minus the log probability of the accepted first tokens."""
         drive, clean = self.tail.drive, self.tail.clean
         resid = self.vector.to(clean).expand(len(prompt), -1)
         resid = resid + clean[prompt.to(clean.device)] if self.add else resid
-        scores = drive.logits(self.tail(resid, prompt)).float().log_softmax(dim=-1)
-        ids, once = (each[prompt].to(scores.device) for each in (self.ids, self.once))
-        each = scores.gather(1, ids).masked_fill(~once, -math.inf).logsumexp(dim=-1)
-        return -each.mean()
+        logits = drive.logits(self.tail(resid, prompt))
+        return -self.said(logits, prompt.to(logits.device))[VALUE].mean()
 
     def step(self, number: int, prompt: Int[Tensor, " row"]) -> float:
         """One step of Adam."""

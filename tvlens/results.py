@@ -120,6 +120,10 @@ class Result(ABC):
         """Give the key numbers, JSON-ready; ``x``, ``x_low``, ``x_high`` make one cell."""
         return {"kind": self.kind, "title": self.title, "finding": self.finding()}
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Give the tables that a page of results shows, by caption."""
+        return {}
+
     @property
     def provenance(self) -> dict[str, Any]:
         """Versions, settings, seed and time of the run."""

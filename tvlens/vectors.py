@@ -20,6 +20,27 @@ from tvlens._tensors import load_tensors, save_tensors
 SCHEMA = 1
 
 
+def random_directions(
+    values: Float[Tensor, "*row d_model"], generator: torch.Generator
+) -> Float[Tensor, "*row d_model"]:
+    """Draw Gaussian directions as long as some vectors, one for each.
+
+    Args:
+        values: The vectors.
+        generator: Where random numbers come from; one of the CPU.
+
+    Returns:
+        The directions, scaled, where the vectors are.
+
+    Example:
+        >>> drawn = random_directions(torch.full((2, 4), 3.0), torch.Generator().manual_seed(0))
+        >>> drawn.norm(dim=-1).tolist()
+        [6.0, 6.0]
+    """
+    noise = torch.randn(values.shape, generator=generator).to(values)
+    return noise * (values.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class TaskVector:
     """Task vectors of one task from one model.
@@ -111,10 +132,8 @@ class TaskVector:
         Returns:
             Gaussian directions, scaled to the norm of the vector they stand in for.
         """
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(self.values.shape, generator=generator).to(self.values)
-        norms = self.values.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
-        return replace(self, values=noise * norms, made={**self.made, "control": f"random {seed}"})
+        drawn = random_directions(self.values, torch.Generator().manual_seed(seed))
+        return replace(self, values=drawn, made={**self.made, "control": f"random {seed}"})
 
     def __add__(self, other: "TaskVector") -> "TaskVector":
         return self._with(other, 1.0, "+")

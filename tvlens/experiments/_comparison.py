@@ -7,16 +7,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from tvlens.intervals import over_tasks
+from tvlens.methods import TRAINED
 from tvlens.provenance import ATTRIBUTE, encode
 from tvlens.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-REFERENCES = ("baseline", "random", "regular")
+REFERENCES = ("baseline", "regular")
 """Runs that are no method."""
-UNTOUCHED = "none"
-"""Where nothing is written."""
+UNTOUCHED = ("none", "regular")
+"""Writers where nothing is written: without demonstrations and with them."""
 
 
 class Comparison(Result):
@@ -31,8 +33,9 @@ class Comparison(Result):
     variables: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "correct": ("task", "seed", "run", "prompt"),
         "kl": ("task", "seed", "run", "prompt"),
+        "control": ("task", "seed", "way", "prompt"),
         "elsewhere": ("task", "seed", "where", "writer", "prompt"),
-        "forwards": ("task", "seed", "writer"),
+        "forwards": ("task", "seed", "way"),
     }
     table: ClassVar[tuple[str, ...]] = ("correct", "kl", "answer_log_prob")
     method: ClassVar[str] = (
@@ -40,9 +43,11 @@ class Comparison(Result):
         "test queries, and chooses layer and settings on them. It is written at the last token of test "
         "queries without demonstrations; a prediction is right when it is the first token of an accepted "
         "answer. "
-        "Baseline: nothing is written. Random: random directions as long as the first method's vector. "
-        "Regular: demonstrations in the prompt. KL: from the prediction with demonstrations to that of the "
-        "run, in nats. Forwards: prompts through the model, a training step counted three times. Intervals: "
+        "Baseline: nothing is written. Regular: demonstrations in the prompt. Control: random directions as "
+        "long as what the method writes, in the same places; learned shuffled is a control, too, trained on "
+        "the answers of other queries, and still theta where that helps nothing. KL: from the prediction "
+        "with demonstrations to that of the run, in nats. Forwards: prompts through the model; a training "
+        "step counts three times. Intervals: "
         "percentile bootstrap over seeds and, within each task and seed, over distinct queries, 95 %."
     )
 
@@ -71,69 +76,61 @@ class Comparison(Result):
             level: Confidence level between 0 and 1.
 
         Returns:
-            ``accuracy, low, high``; ``lowest, highest`` of the seeds; ``of_regular``, the share of the
-            accuracy with demonstrations; ``wins``, the number of tasks on which it is at least as good;
-            ``kl``; and of methods ``forwards`` and ``seconds`` a task.
+            ``accuracy`` with ``accuracy_low`` and ``accuracy_high``; ``lowest, highest`` of the seeds;
+            ``of_regular``, the share of the accuracy with demonstrations; ``gain``, how much better it is
+            than these, paired by query, with ``gain_low`` and ``gain_high``; ``wins``, the number of tasks
+            on which it is at least as good; ``kl``; and of methods ``control``, the accuracy of random
+            directions, and ``forwards`` and ``seconds`` a task.
 
         Example:
             >>> result.means().loc["mean", "accuracy"]  # doctest: +SKIP
         """
         correct = self.data["correct"].astype(float)
-        rows = correct.mean(["task", "seed"]).transpose("prompt", "run").values
-        low, high = self._ends(level)
         seeds = correct.mean(["task", "prompt"]).transpose("seed", "run").values
-        tasks = self.by_task()
+        at = list(map(str, self.data["run"].values)).index("regular")
+        low, high = self._ends(correct, level)
+        worst, most = self._ends(correct - correct.sel(run="regular"), level)
+        tasks, means = self.by_task(), seeds.mean(axis=0)
         found = pd.DataFrame(
             {
-                "accuracy": rows.mean(axis=0), "low": low, "high": high,
+                "accuracy": means, "accuracy_low": low, "accuracy_high": high,
                 "lowest": seeds.min(axis=0), "highest": seeds.max(axis=0),
+                "of_regular": means / (means[at] or np.nan),
+                "gain": means - means[at], "gain_low": worst, "gain_high": most,
             },
             index=pd.Index([str(n) for n in self.data["run"].values], name="run"),
         )  # fmt: skip
-        found["of_regular"] = found["accuracy"] / found.loc["regular", "accuracy"]
-        as_good = tasks.to_numpy() >= tasks[["regular"]].to_numpy() - 1e-9
-        found["wins"] = as_good.sum(axis=0)
+        found["wins"] = (tasks.to_numpy() >= tasks[["regular"]].to_numpy() - 1e-9).sum(axis=0)
         found["kl"] = self.data["kl"].mean(["task", "seed", "prompt"]).values
-        for cost in ("forwards", "seconds"):
-            each = self.data[cost].mean(["task", "seed"])
-            known = dict(zip(map(str, each["writer"].values), each.values.tolist(), strict=True))
-            found[cost] = [known.get(str(name), np.nan) for name in found.index]
+        for name in ("control", "forwards", "seconds"):
+            table = self.data[name].astype(float)
+            each = table.mean([dim for dim in table.dims if dim != "way"])
+            known = dict(zip(map(str, each["way"].values), each.values.tolist(), strict=True))
+            found[name] = [known.get(str(run), np.nan) for run in found.index]
         return found
 
-    def _ends(self, level: float, n_resamples: int = 2000) -> np.ndarray:
-        """Ends of an interval of each run's mean: seeds are drawn again, and queries within task and seed."""
-        rng, draws = np.random.default_rng(0), []
-        correct = (
-            self.data["correct"].astype(float).transpose("seed", "task", "prompt", "run").values
-        )
-        asked = self.data["query"].transpose("seed", "task", "prompt").values
-        for of_seed, asked_in_seed in zip(correct, asked, strict=True):
-            each = np.zeros((n_resamples, correct.shape[-1]))
-            for right, queries in zip(of_seed, asked_in_seed, strict=True):
-                # Prompts with one query stand or fall together.
-                _, which = np.unique(queries.astype(str), return_inverse=True)
-                belongs = np.eye(which.max() + 1)[which]
-                n = belongs.shape[1]
-                weights = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples) @ belongs.T
-                each += (weights @ right) / weights.sum(axis=1, keepdims=True) / len(of_seed)
-            draws.append(each)
-        drawn = rng.integers(0, len(draws), (n_resamples, len(draws)))
-        means = np.stack(draws)[drawn, np.arange(n_resamples)[:, None]].mean(axis=1)
-        return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    def _ends(self, values: xr.DataArray, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of an interval of each run's mean."""
+        asked = self.data["query"].transpose("seed", "task", "prompt")
+        kept = values.transpose("seed", "task", "prompt", "run")
+        return over_tasks(kept.values, asked.values, level=level)
 
     def elsewhere(self) -> pd.DataFrame:
         """Accuracy where vectors were not made for, mean over tasks and seeds.
 
         Returns:
-            By writer (``"none"`` is the untouched model): ``few_shot``, each other template, and
-            ``unrelated_kl``, nats by which the prediction on unrelated text moves.
+            By writer (``"none"`` is the untouched model, ``"regular"`` with demonstrations in that
+            template): ``few_shot``, each other template, and ``unrelated_kl``, nats by which the prediction
+            on unrelated text moves.
 
         Example:
             >>> result.elsewhere().loc["learned", "few_shot"]  # doctest: +SKIP
         """
-        means = self.data["elsewhere"].astype(float).mean(["task", "seed", "prompt"])
+        # Task by task, since templates cannot judge equally many queries of each.
+        means = self.data["elsewhere"].mean("prompt").mean(["task", "seed"])
         found = means.transpose("writer", "where").to_pandas()
-        return found.assign(unrelated_kl=self.data["unrelated_kl"].mean(["task", "seed"]).values)
+        moved = self.data["unrelated_kl"].mean(["task", "seed"]).to_series()
+        return found.assign(unrelated_kl=moved.reindex(found.index))
 
     def finding(self) -> str:
         """The best method, the best without training, and demonstrations."""
@@ -145,34 +142,39 @@ class Comparison(Result):
         def said(name: str) -> str:
             row: Any = table.loc[name].to_dict()
             return (
-                f"{name.replace('_', ' ')} {row['accuracy']:.2f} ({row['low']:.2f} to {row['high']:.2f}), at "
+                f"{name.replace('_', ' ')} {row['accuracy']:.2f} ({row['accuracy_low']:.2f} to "
+                f"{row['accuracy_high']:.2f}), at "
                 f"least as good as demonstrations on {row['wins']:.0f} of {n} tasks"
             )
 
         methods = table.loc[list(self.methods), "accuracy"]
         best = str(methods.idxmax())
-        free = methods.drop("learned", errors="ignore")
-        other = (
-            f"; best without training: {said(str(free.idxmax()))}"
-            if best == "learned" and len(free)
-            else ""
-        )
+        free = methods.drop(list(TRAINED), errors="ignore")
+        trained = best in TRAINED and len(free)
+        other = f"; best without training: {said(str(free.idxmax()))}" if trained else ""
         return f"Of test queries without demonstrations: {said(best)}{other}; {told}."
 
     def summary(self) -> dict[str, Any]:
         """The table, flat."""
-        table = self.means()
-        names = ("accuracy", "low", "high")
+        table, flat = self.means(), {}
+        for run in map(str, table.index):
+            for end in ("", "_low", "_high"):
+                value = float(table.loc[run, f"accuracy{end}"])  # pyright: ignore
+                flat[f"{run}{end}"] = value if value == value else None
         return {
             "model": self.provenance["model"],
             "n_tasks": self.data.sizes["task"],
             "n_seeds": self.data.sizes["seed"],
-            **{
-                run + ("" if name == "accuracy" else f"_{name}"): float(table.loc[run, name])
-                for run in table.index
-                for name in names
-            },
+            **flat,
             "seconds": float(self.provenance["seconds"]),
+        }
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Means over tasks, accuracies by task, and what happens elsewhere."""
+        return {
+            "Means over tasks": self.means(),
+            "By task": self.by_task(),
+            "Elsewhere": self.elsewhere(),
         }
 
     def plot(self, **channels: Any) -> "go.Figure":
@@ -207,7 +209,7 @@ class Comparison(Result):
         if not parts:
             raise ValueError("there is nothing to join.")
         first = parts[0].provenance
-        same = ("model", "shots", "n_dummy", "template", "n_dev", "n_test")
+        same = ("model", "shots", "n_dummy", "template", "answers", "n_dev", "n_test")
         for part in parts[1:]:
             differ = [name for name in same if part.provenance[name] != first[name]]
             for dim in ("run", "where"):
@@ -223,11 +225,14 @@ class Comparison(Result):
         if not isinstance(data, xr.Dataset) or bool(data["kl"].isnull().any()):
             raise ValueError("some task was not run with some seed: nothing to average over.")
         data = data.sel(task=order).sortby("seed")
-        data = data.assign({name: data[name].astype(bool) for name in ("correct", "elsewhere")})
+        data = data.assign({name: data[name].astype(bool) for name in ("correct", "control")})
         note = {
             **first,
             "tasks": order,
-            "notes": {k: v for part in parts for k, v in part.provenance["notes"].items()},
+            **{
+                name: {k: v for part in parts for k, v in part.provenance[name].items()}
+                for name in ("notes", "fingerprints")
+            },
             "seconds": round(sum(float(part.provenance["seconds"]) for part in parts), 3),
         }
         return cls(data.assign_attrs({ATTRIBUTE: encode(note)}))

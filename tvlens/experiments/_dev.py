@@ -1,16 +1,20 @@
-"""Which layer? The choice on dev queries that several experiments share."""
+"""What several experiments share: tasks by name, a layer chosen on dev queries, other templates, controls."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from einops import reduce
 from jaxtyping import Float
 
 from tvlens.engine import Edit, FirstToken, Request, run
 from tvlens.extraction import extract
-from tvlens.prompts import Prompts, build_prompts
+from tvlens.prompts import Prompts, build_prompts, usable_items
 from tvlens.tasks import Task, load_task
+from tvlens.templates import Template
+from tvlens.vectors import random_directions
 
 
 def resolved(tasks: Sequence[Task | str]) -> dict[str, Task]:
@@ -76,3 +80,42 @@ def best_layer(
         bar.update()
     mean = np.mean(curves, axis=0)
     return int(mean.argmax()), float(mean.max())
+
+
+def same_queries(
+    task: Task, model: Any, queries: Sequence[str], *, template: str | Template, **how: Any
+) -> Prompts:
+    """Ask queries in another template than the one they were chosen in.
+
+    Args:
+        task: The task.
+        model: As in `build_prompts`.
+        queries: The queries.
+        template: How they are written.
+        **how: What else `build_prompts` is told.
+
+    Returns:
+        Prompts, row by row. Where the template cannot judge a query, another one stands in its place, and
+        ``prompts.queries`` differs there: such a row is not to be counted.
+    """
+    usable = usable_items(task, model, template=template, answers="any")
+    asked = [x if x in usable else usable[0] for x in queries]
+    how = {**how, "answers": "any", "queries": asked}
+    return build_prompts(task, model, template=template, **how)
+
+
+def random_cell(cell: Sequence[Edit], *, seed: int) -> tuple[Edit, ...]:
+    """Write random directions of the same length at the same places: the control of what a cell writes.
+
+    Args:
+        cell: Edits with values of their own.
+        seed: Decides the directions.
+
+    Returns:
+        The same edits with other values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        replace(edit, values=random_directions(edit.given.float().cpu(), generator))
+        for edit in cell
+    )

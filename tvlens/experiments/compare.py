@@ -6,14 +6,15 @@ that have demonstrations, in other templates, and at the end of text that has no
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tvlens._errors import unknown
@@ -21,7 +22,7 @@ from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, FirstToken, LastLogits, Request, run
 from tvlens.engine.readout import Readout
 from tvlens.experiments._comparison import UNTOUCHED, Comparison
-from tvlens.experiments._dev import resolved
+from tvlens.experiments._dev import random_cell, resolved, same_queries
 from tvlens.methods import METHODS, Fitted, Work, fit
 from tvlens.metrics import KL, VALUE, Targets
 from tvlens.models import facts, load_model
@@ -41,6 +42,11 @@ class _Judged:
     first: FirstToken
     distance: Readout
     columns: None = None
+
+    @classmethod
+    def of(cls, prompts: Prompts, reference: Float[Tensor, "prompt d_vocab"]) -> "_Judged":
+        targets = Targets(len(prompts), reference=reference)
+        return cls(FirstToken(prompts.answer_ids), KL().readout(targets))
 
     def rows(self, prompts: slice) -> "_Judged":
         return _Judged(self.first.rows(prompts), self.distance.rows(prompts))
@@ -66,8 +72,8 @@ def compare(
     elsewhere: Sequence[str] = ELSEWHERE,
     answers: str = "auto",
     seeds: Sequence[int] = (0,),
+    out: str | Path | None = None,
     progress: bool = True,
-    keep: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
     """Compare ways to make a task vector with each other, with demonstrations, and with neither.
 
@@ -83,22 +89,23 @@ def compare(
         elsewhere: Templates in which the same vectors are tried, too.
         answers: Which items are used, see `tvlens.build_prompts`.
         seeds: Each decides split, prompts, and everything that a method draws.
+        out: A folder in which the result of each task and seed is saved as it comes, and from which it is
+            taken if it is there already.
         progress: Whether to show a progress bar.
-        keep: Called with the result of each task and seed as it comes, for example to save it;
-            `Comparison.join` puts them together.
 
     Returns:
         Outcomes of every run, task, seed and prompt.
 
     Raises:
-        ValueError: Unknown names, no seeds, or a task too small for the shots.
+        ValueError: Unknown names, no seeds, a task too small for the shots, or a result in the folder that
+            was made with other settings.
 
     Example:
         >>> from tvlens.testing import tiny_model
         >>> settings = {"methods": ["mean"], "shots": 2, "n_dev": 6, "n_test": 4, "elsewhere": ["qa"]}
         >>> found = compare(tiny_model(), ["to_upper"], **settings, progress=False)
         >>> found.means().index.tolist()
-        ['baseline', 'random', 'regular', 'mean']
+        ['baseline', 'regular', 'mean']
 
     References:
         Hendel, Geva, Globerson 2023, arXiv:2310.15916; Todd et al. 2024, arXiv:2310.15213; Yang et al. 2025,
@@ -114,139 +121,188 @@ def compare(
     model = load_model(model) if isinstance(model, str) else model
     loaded = resolved(tasks)
     how = {"shots": shots, "n_dummy": n_dummy, "template": template, "answers": answers}
+    asked = {
+        "model": facts(model).name, **how, "elsewhere": list(elsewhere), "n_dev": n_dev, "n_test": n_test,
+        "methods": list(methods),
+    }  # fmt: skip
     made: list[Comparison] = []
-    with tqdm(total=len(loaded) * len(seeds) * len(methods), disable=not progress) as bar:
-        for task in loaded.values():
-            for seed in seeds:
-                one = _One(model, task, {**how, "seed": seed}, n_dev, n_test, tuple(elsewhere), bar)
-                made.append(one.judged(tuple(methods)))
-                if keep is not None:
-                    keep(made[-1])
+    jobs = [_Job(model, task, seed, asked) for task in loaded.values() for seed in seeds]
+    for job in jobs[:: len(seeds)]:
+        job.prompts()  # a task that is too small is better known now
+    with tqdm(total=len(jobs) * len(methods), disable=not progress) as bar:
+        for job in jobs:
+            path = (
+                None
+                if out is None
+                else Path(out) / f"{Comparison.kind}-{job.task.name}-{job.seed}.nc"
+            )
+            made.append(_kept(path, job) if path is not None and path.is_file() else job.run(bar))
+            if path is not None and not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                made[-1].save(path)
+            bar.update(len(methods) * len(made) - bar.n)
     return Comparison.join(made)
 
 
-class _One:
+@dataclass(frozen=True)
+class _Job:
     """One task and one seed."""
 
-    def __init__(
-        self,
-        model: Any,
-        task: Task,
-        how: dict[str, Any],
-        n_dev: int,
-        n_test: int,
-        elsewhere: tuple[str, ...],
-        bar: Any,
-    ) -> None:
-        self.model, self.task, self.how, self.bar = model, task, how, bar
-        self.started = time.perf_counter()
-        self.numbers = {"n_dev": n_dev, "n_test": n_test}
-        dev_how = {**how, "n": n_dev, "split": "dev", "demonstrations": "split"}
-        dev = build_prompts(task, model, **dev_how)
-        self.work = Work(model, task, dev, dev_how, seed=how["seed"])
-        self.test = build_prompts(task, model, n=n_test, split="test", **how)
-        self.others = {
-            name: build_prompts(
-                task,
-                model,
-                queries=self.test.queries,
-                **{**how, "template": name, "answers": "any"},
-            )
-            for name in elsewhere
-        }
+    model: Any
+    task: Task
+    seed: int
+    asked: Mapping[str, Any]
 
-    def judged(self, methods: tuple[str, ...]) -> Comparison:
-        fitted: dict[str, Fitted] = {}
-        for name in methods:
-            self.bar.set_postfix_str(f"{self.task.name}, seed {self.how['seed']}: {name}")
-            fitted[name] = fit(name, self.work)
-            self.bar.update()
-        written = {name: one.write(self.test) for name, one in fitted.items()}
-        cells = ((), self._random(written[methods[0]]), *written.values())
-        reference = self._logits(self.test.regular)
-        found = self._judge(self.test, self.test.zero_shot, cells, reference)
-        shown = self._judge(self.test, self.test.regular, ((), *cells[2:]), reference)
-        away = {"few_shot": shown["correct"]}
-        for name, prompts in self.others.items():
-            away[name] = self._judge(prompts, prompts.zero_shot, ((), *cells[2:]), reference)[
-                "correct"
-            ]
-        runs = ("baseline", "random", "regular", *methods)
-        data = {}
+    @property
+    def how(self) -> dict[str, Any]:
+        """How prompts are made, as arguments of `build_prompts`."""
+        names = ("shots", "n_dummy", "template", "answers")
+        return {name: self.asked[name] for name in names} | {"seed": self.seed}
+
+    def prompts(self) -> tuple[Prompts, Prompts]:
+        """Dev prompts and test prompts."""
+        both = [
+            {"n": self.asked["n_dev"], "split": "dev", "demonstrations": "split"},
+            {"n": self.asked["n_test"], "split": "test"},
+        ]
+        dev, test = (build_prompts(self.task, self.model, **self.how, **each) for each in both)
+        return dev, test
+
+    def run(self, bar: Any) -> Comparison:
+        """Fit all methods, and judge them."""
+        started, (dev, test) = time.perf_counter(), self.prompts()
+        how = {**self.how, "n": len(dev), "split": "dev", "demonstrations": "split"}
+        work, fitted = Work(self.model, self.task, dev, how, seed=self.seed), {}
+        for name in self.asked["methods"]:
+            bar.set_postfix_str(f"{self.task.name}, seed {self.seed}: {name}")
+            fitted[name] = fit(name, work)
+            bar.update()
+        data = _Judge(self, test, fitted).dataset()
+        data = data.expand_dims(task=[self.task.name], seed=[self.seed])
+        data["query"] = data["query"].expand_dims(task=data["task"], seed=data["seed"])
+        known = facts(self.model)
+        note = collect(
+            kind=Comparison.kind, tasks=[self.task.name], n_layers=known.n_layers,
+            model_facts=known.to_dict(), **self.asked, fingerprints={self.task.name: self.task.fingerprint},
+            notes={f"{self.task.name}:{self.seed}": {n: f.note for n, f in fitted.items()}},
+            seconds=round(time.perf_counter() - started, 3),
+        )  # fmt: skip
+        return Comparison(data.assign_attrs({ATTRIBUTE: encode(note)}))
+
+
+def _kept(path: Path, job: _Job) -> Comparison:
+    """What is in the folder already, if it was made in the same way."""
+    part = Comparison.load(path)
+    asked = {**job.asked, "fingerprints": {job.task.name: job.task.fingerprint}}
+    made = part.provenance
+    differ = [f"{k} {made.get(k)!r}, asked for {v!r}" for k, v in asked.items() if made.get(k) != v]
+    if differ:
+        raise ValueError(
+            f"{str(path)!r} was made with {'; '.join(differ)}. Choose another folder, or remove it."
+        )
+    return part
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What methods write is tried on test prompts, and then where it was not made for."""
+
+    job: _Job
+    test: Prompts
+    fitted: Mapping[str, Fitted]
+
+    def dataset(self) -> xr.Dataset:
+        """Outcomes by run and prompt, by place and writer, and of the controls."""
+        model, test, n = self.job.model, self.test, len(self.fitted)
+        reference = _logits(model, test.regular)
+        cells = self._written(test.zero_shot)
+        controls = [random_cell(cell, seed=self.job.seed) for cell in cells]
+        found = _outcomes(model, test, test.zero_shot, ((), *cells, *controls), reference)
+        told = _measured(test, reference)
+        shown = _right(model, test, test.regular, self._written(test.regular))
+        data: dict[str, Any] = {}
         for name, values in found.items():
-            own = shown[name][0]  # with demonstrations, and nothing written
-            data[name] = (("run", "prompt"), np.stack([*values[:2], own, *values[2:]]))
-        coords: dict[str, Any] = {"run": list(runs), "query": ("prompt", list(self.test.queries))}
+            rows = np.stack([values[0], told[name], *values[1 : 1 + n]])
+            data[name] = (("run", "prompt"), rows)
+        data["control"] = (("way", "prompt"), found["correct"][1 + n :])
+        away = {"few_shot": np.stack([told["correct"], told["correct"], *shown]).astype("float32")}
+        for name in self.job.asked["elsewhere"]:
+            away[name] = self._in_template(name)
         data["elsewhere"] = (("where", "writer", "prompt"), np.stack(list(away.values())))
-        coords |= {"where": list(away), "writer": [UNTOUCHED, *methods]}
-        data["unrelated_kl"] = (("writer",), self._unrelated(((), *cells[2:])))
+        data["unrelated_kl"] = (("way",), self._unrelated())
         for name in ("layer", "forwards", "seconds"):
-            each = np.array([np.nan, *(getattr(one, name) for one in fitted.values())])
-            data[name] = (("writer",), each.astype("float32"))
-        return self._labelled(data, coords, fitted)
+            each = [getattr(one, name) for one in self.fitted.values()]
+            data[name] = (("way",), np.array(each, "float32"))
+        coords = {
+            "run": ["baseline", "regular", *self.fitted], "way": list(self.fitted),
+            "writer": [*UNTOUCHED, *self.fitted], "where": list(away),
+            "query": ("prompt", list(test.queries)),
+        }  # fmt: skip
+        return xr.Dataset(data, coords)
 
-    def _random(self, like: tuple[Edit, ...]) -> tuple[Edit, ...]:
-        """A control: what the first method writes, in random directions of the same length."""
-        generator = torch.Generator().manual_seed(self.how["seed"])
-        drawn = []
-        for edit in like:
-            values = edit.given.float().cpu()
-            noise = torch.randn(values.shape, generator=generator)
-            scaled = noise / noise.norm(dim=-1, keepdim=True) * values.norm(dim=-1, keepdim=True)
-            drawn.append(Edit(edit.site, edit.layer, scaled, mode=edit.mode))
-        return tuple(drawn)
+    def _written(self, view: TokenBatch) -> list[tuple[Edit, ...]]:
+        return [one.write(self.test, view) for one in self.fitted.values()]
 
-    def _logits(self, batch: TokenBatch) -> Float[Tensor, "prompt d_vocab"]:
-        (output,) = run(self.model, [Request(batch, readout=LastLogits())])
-        return output.values["logits"][0]
+    def _in_template(self, name: str) -> Float[np.ndarray, "writer prompt"]:
+        """Outcomes in another template, of the queries that it can judge."""
+        job = self.job
+        how = {**job.how, "template": name, "answers": "any", "n": len(self.test), "split": "test"}
+        prompts = same_queries(job.task, job.model, self.test.queries, **how)
+        usable = np.array(prompts.queries) == np.array(self.test.queries)
+        bare = _right(
+            job.model, prompts, prompts.zero_shot, [(), *self._written(prompts.zero_shot)]
+        )
+        told = _right(job.model, prompts, prompts.regular, [()])
+        found = np.stack([bare[0], told[0], *bare[1:]]).astype("float32")
+        return np.where(usable, found, np.nan).astype("float32")
 
-    def _judge(
-        self,
-        prompts: Prompts,
-        batch: TokenBatch,
-        cells: Sequence[tuple[Edit, ...]],
-        reference: Float[Tensor, "prompt d_vocab"],
-    ) -> dict[str, np.ndarray]:
-        """Outcomes by cell and prompt."""
-        targets = Targets(len(prompts), reference=reference)
-        readout = _Judged(FirstToken(prompts.answer_ids), KL().readout(targets))
-        (output,) = run(self.model, [Request(batch, cells=tuple(cells), readout=readout)])
-        found = {name: values.cpu() for name, values in output.values.items()}
-        return {
-            name: values.numpy() if name == "correct" else values.float().numpy()
-            for name, values in found.items()
-        }
-
-    def _unrelated(self, cells: Sequence[tuple[Edit, ...]]) -> Float[np.ndarray, " cell"]:
+    def _unrelated(self) -> Float[np.ndarray, " method"]:
         """Mean divergence, in nats, from the untouched prediction at the end of unrelated text."""
         from tvlens.lens.training import corpus
 
         words = corpus().split()
         texts = [" ".join(words[i * _WORDS : (i + 1) * _WORDS]) for i in range(_PASSAGES)]
-        batch = as_batch(self.model, texts)
-        n = len(texts)
-        # A row for each test prompt does not fit other text: its mean is written.
-        alike = [
-            tuple(
-                Edit(e.site, e.layer, e.given.mean(dim=0, keepdim=True), mode=e.mode) for e in cell
-            )
-            for cell in cells
-        ]
-        readout = KL().readout(Targets(n, reference=self._logits(batch)))
-        (output,) = run(self.model, [Request(batch, cells=tuple(alike), readout=readout)])
+        batch = as_batch(self.job.model, texts)
+        reference = _logits(self.job.model, batch)
+        readout = KL().readout(Targets(len(texts), reference=reference))
+        cells = tuple(self._written(batch))
+        (output,) = run(self.job.model, [Request(batch, cells=cells, readout=readout)])
         return output.values[VALUE].mean(dim=1).float().cpu().numpy()
 
-    def _labelled(
-        self, data: dict[str, Any], coords: dict[str, Any], fitted: Mapping[str, Fitted]
-    ) -> Comparison:
-        known, first = facts(self.model), self.test.facts
-        table = xr.Dataset(data, coords).expand_dims(task=[self.task.name], seed=[self.how["seed"]])
-        table["query"] = table["query"].expand_dims(task=table["task"], seed=table["seed"])
-        note = collect(
-            kind=Comparison.kind, tasks=[self.task.name], model=known.name, n_layers=known.n_layers,
-            model_facts=known.to_dict(), **self.numbers,
-            **{k: first[k] for k in ("shots", "n_dummy", "template")},
-            notes={f"{self.task.name}:{self.how['seed']}": {n: f.note for n, f in fitted.items()}},
-            seconds=round(time.perf_counter() - self.started, 3),
-        )  # fmt: skip
-        return Comparison(table.assign_attrs({ATTRIBUTE: encode(note)}))
+
+def _logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vocab"]:
+    (output,) = run(model, [Request(batch, readout=LastLogits())])
+    return output.values["logits"][0]
+
+
+def _outcomes(
+    model: Any,
+    prompts: Prompts,
+    batch: TokenBatch,
+    cells: Sequence[tuple[Edit, ...]],
+    reference: Float[Tensor, "prompt d_vocab"],
+) -> dict[str, np.ndarray]:
+    """Outcomes by cell and prompt, and the divergence from the prediction with demonstrations."""
+    readout = _Judged.of(prompts, reference)
+    (output,) = run(model, [Request(batch, cells=tuple(cells), readout=readout)])
+    return _arrays(output.values)
+
+
+def _measured(prompts: Prompts, logits: Float[Tensor, "prompt d_vocab"]) -> dict[str, np.ndarray]:
+    """Outcomes by prompt of logits that are there already."""
+    readout = _Judged.of(prompts, logits)
+    return _arrays(readout(logits, torch.arange(len(logits), device=logits.device)))
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    found = {name: each.cpu() for name, each in values.items()}
+    return {n: (v if v.dtype == torch.bool else v.float()).numpy() for n, v in found.items()}
+
+
+def _right(
+    model: Any, prompts: Prompts, batch: TokenBatch, cells: Sequence[tuple[Edit, ...]]
+) -> Bool[np.ndarray, "cell prompt"]:
+    """Whether predictions are right, by cell and prompt."""
+    readout = FirstToken(prompts.answer_ids)
+    (output,) = run(model, [Request(batch, cells=tuple(cells), readout=readout)])
+    return output.values["correct"].cpu().numpy()

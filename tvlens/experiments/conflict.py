@@ -159,6 +159,13 @@ class Conflict(Result):
             "seconds": made["seconds"],
         }
 
+    def tables(self) -> "dict[str, pd.DataFrame]":
+        """Means over pairs, and every pair."""
+        rates = self.rates()
+        pairs: Any = rates[rates["injection"] == "other"]
+        left_out = ["injection", "n"]
+        return {"Means over pairs": self.means(), "Pairs": pairs.drop(columns=left_out)}
+
     def plot(self, **channels: Any) -> "go.Figure":
         """Draw two heat maps, see `tvlens.plots.conflict.conflict_matrix`."""
         from tvlens.plots.conflict import conflict_matrix

@@ -17,12 +17,13 @@ from einops import rearrange
 
 from tvlens.engine import Edit, FirstToken, Request, run
 from tvlens.experiments import experiment
+from tvlens.experiments._dev import same_queries
 from tvlens.function_vectors import HeadEffects, function_vector, head_effects
 from tvlens.function_vectors.outcomes import CONTROLS, FunctionVectors
 from tvlens.function_vectors.results import METHODS
 from tvlens.function_vectors.vectors import random_heads
 from tvlens.models import facts, load_model
-from tvlens.prompts import Prompts, build_prompts, usable_items
+from tvlens.prompts import Prompts, build_prompts
 from tvlens.provenance import ATTRIBUTE, collect, encode
 from tvlens.tasks import Task, load_task
 from tvlens.templates import DEFAULT_TEMPLATE, Template
@@ -187,11 +188,8 @@ def _views(
     shuffled = build_prompts(task, model, labels="shuffled", **asked, **how)
     others = {}
     for name in templates:
-        usable = usable_items(task, model, template=name, answers="any")
-        # One that this template cannot judge is asked as another one, which is not counted.
-        queries = [x if x in usable else usable[0] for x in regular.queries]
-        same: dict[str, Any] = {"shots": 0, "answers": "any", "template": name, "queries": queries}
-        others[str(name)] = build_prompts(task, model, **{**asked, **how, **same})
+        same = {**asked, **how, "shots": 0, "template": name}
+        others[str(name)] = same_queries(task, model, regular.queries, **same)
     return {"zero_shot": regular, "shuffled": shuffled} | others, regular
 
 

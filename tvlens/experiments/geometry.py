@@ -204,6 +204,11 @@ class Geometry(Result):
             "seconds": made["seconds"],
         }
 
+    def tables(self) -> "dict[str, pd.DataFrame]":
+        """Each task with its neighbour, and the nearest pairs."""
+        pairs = self.neighbours().sort_values("distance").drop_duplicates("distance")
+        return {"Tasks": self.tasks(), "Nearest pairs": pairs.head(12)}
+
     def embedded(self, method: str, *, seed: int | None = None) -> "Geometry":
         """Draw the same vectors on another map; nothing is run on the model, and no number changes.
 

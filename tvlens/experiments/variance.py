@@ -30,6 +30,7 @@ from tvlens.tasks import Task, load_task
 from tvlens.templates import Template
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
 _RESAMPLES = 500
@@ -138,6 +139,12 @@ class Variance(Result):
             "n": self.data.sizes["prompt"],
             "seconds": made["seconds"],
         }
+
+    def tables(self) -> "dict[str, pd.DataFrame]":
+        """The split at one layer, by shots."""
+        layer = self.provenance["layer"]
+        parts = self.parts().sel(layer=layer).to_dataframe().drop(columns=["layer", "depth"])
+        return {f"Layer {layer}, by number of demonstrations": parts}
 
     def plot(self, **channels: Any) -> "go.Figure":
         """Draw both by layer, see `tvlens.plots.variance.variance_by_layer`."""

@@ -141,6 +141,10 @@ class FunctionVectors(Result):
             "seconds": made["seconds"],
         }
 
+    def tables(self) -> "dict[str, pd.DataFrame]":
+        """Accuracy by view and run."""
+        return {"Test queries": self.rates()}
+
     def plot(self, **channels: Any) -> "go.Figure":
         """Draw accuracies with and without the vector; see `tvlens.plots.function_vectors`."""
         from tvlens.plots.function_vectors import function_vector_bars

@@ -93,7 +93,7 @@ def function_vector(
     _check_heads(chosen, drive.n_layers, drive.site_shape("z"), tuple(outputs.shape))
     written = {layer: head_parts(model, outputs, layer) for layer in {i for i, _ in sorted(chosen)}}
     summed = torch.stack([written[layer][head] for layer, head in chosen]).sum(dim=0)
-    known, normed = facts(model), _normed(drive, chosen)
+    normed = _normed(drive, chosen)
     return TaskVector(
         values=repeat(summed, "d_model -> 1 layer d_model", layer=drive.n_layers),
         layers=tuple(range(drive.n_layers)),
@@ -102,10 +102,7 @@ def function_vector(
             "method": "function vector",
             "heads": [list(head) for head in chosen],
             **({"normed": "with the scale for all heads' means together"} if normed else {}),
-            "model": known.name,
-            "processing": known.processing,
-            "weights_sha256": known.weights_sha256,
-            "dtype": known.dtype,
+            **facts(model).origin,
             "position": -1,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },

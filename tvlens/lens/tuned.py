@@ -309,10 +309,7 @@ def _made(model: Any) -> dict[str, Any]:
 
     known = facts(model)
     return {
-        "model": known.name,
-        "processing": known.processing,
-        "weights_sha256": known.weights_sha256,
-        "dtype": known.dtype,
+        **known.origin,
         "n_layers": known.n_layers,
         "d_vocab": known.d_vocab,
         "probe": _probe(model),

@@ -52,6 +52,16 @@ class ModelFacts:
         lines = (f"  {name}: {value!r}" for name, value in self.to_dict().items())
         return "\n".join(("ModelFacts", *lines))
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Which weights these are, and how they were prepared."""
+        return {
+            "model": self.name,
+            "processing": self.processing,
+            "weights_sha256": self.weights_sha256,
+            "dtype": self.dtype,
+        }
+
     def to_dict(self) -> dict[str, str | int | bool | None]:
         """Give the facts as plain values, ready for JSON."""
         return dataclasses.asdict(self)
