@@ -71,7 +71,16 @@ RANKS = [
     {"prompts"},
     {"engine"},
     {"vectors"},
-    {"extraction", "injection", "scoring", "metrics", "store", "learning", "linear_maps"},
+    {
+        "extraction",
+        "injection",
+        "scoring",
+        "answers",
+        "metrics",
+        "store",
+        "learning",
+        "linear_maps",
+    },
     {"plots"},
     {"results", "citations"},
     {"patching"},
@@ -80,7 +89,7 @@ RANKS = [
     {"methods"},
     {"experiments"},
     {"reports", "pages", "testing"},
-    {"cli"},
+    {"cli", "_terminal"},
 ]
 
 

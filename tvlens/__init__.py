@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tvlens import models as models
     from tvlens import plots as plots
     from tvlens import tasks as tasks
+    from tvlens.answers import score_answers as score_answers
     from tvlens.attribution import Attribution as Attribution
     from tvlens.attribution import Gradients as Gradients
     from tvlens.attribution import attribute as attribute
@@ -30,11 +31,19 @@ if TYPE_CHECKING:
     from tvlens.circuits import induction_test as induction_test
     from tvlens.circuits import ioi_prompts as ioi_prompts
     from tvlens.citations import cite as cite
+    from tvlens.experiments.answers import whole_answers as whole_answers
+    from tvlens.experiments.bijection import bijection as bijection
+    from tvlens.experiments.choices import choices as choices
     from tvlens.experiments.compare import compare as compare
+    from tvlens.experiments.composition import composition as composition
     from tvlens.experiments.conflict import conflict as conflict
+    from tvlens.experiments.decodability import decodability as decodability
     from tvlens.experiments.geometry import geometry as geometry
     from tvlens.experiments.layer_sweep import LayerSweep as LayerSweep
     from tvlens.experiments.layer_sweep import layer_sweep as layer_sweep
+    from tvlens.experiments.suite import suite as suite
+    from tvlens.experiments.template_transfer import template_transfer as template_transfer
+    from tvlens.experiments.transfer import transfer as transfer
     from tvlens.experiments.variance import variance as variance
     from tvlens.extraction import extract as extract
     from tvlens.function_vectors import function_vector as function_vector
@@ -50,6 +59,7 @@ if TYPE_CHECKING:
     from tvlens.models import facts as facts
     from tvlens.models import list_models as list_models
     from tvlens.models import load_model as load_model
+    from tvlens.pages import page as page
     from tvlens.patching import Patching as Patching
     from tvlens.patching import ablate as ablate
     from tvlens.patching import agreement as agreement
@@ -66,6 +76,7 @@ if TYPE_CHECKING:
     from tvlens.scoring import score as score
     from tvlens.store import VectorStore as VectorStore
     from tvlens.tasks import Task as Task
+    from tvlens.tasks import both_ways as both_ways
     from tvlens.tasks import list_tasks as list_tasks
     from tvlens.tasks import load_task as load_task
     from tvlens.tasks import register_task as register_task
@@ -122,6 +133,17 @@ _HOME = {
     "conflict": "tvlens.experiments.conflict",
     "geometry": "tvlens.experiments.geometry",
     "variance": "tvlens.experiments.variance",
+    "choices": "tvlens.experiments.choices",
+    "template_transfer": "tvlens.experiments.template_transfer",
+    "suite": "tvlens.experiments.suite",
+    "decodability": "tvlens.experiments.decodability",
+    "composition": "tvlens.experiments.composition",
+    "bijection": "tvlens.experiments.bijection",
+    "transfer": "tvlens.experiments.transfer",
+    "whole_answers": "tvlens.experiments.answers",
+    "score_answers": "tvlens.answers",
+    "both_ways": "tvlens.tasks",
+    "page": "tvlens.pages",
     "Result": "tvlens.results",
     "load": "tvlens.results",
     "report": "tvlens.reports",

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from tvlens._errors import unknown
+from tvlens._terminal import show, show_tables, summary_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from tvlens.results import Result
     from tvlens.tasks import Task
 
@@ -80,7 +77,7 @@ def demo(
     settings = {"n_dev": n_dev, "n_test": n_test, "seed": seed}
     results = _run_all("layer_sweep", model, _tasks(",".join(DEMO_TASKS)), settings, console, out)
     report = _write(results, out, title=f"Task vectors in {model}")
-    Console().print(_table([result.summary() for result in results]))
+    Console().print(summary_table([result.summary() for result in results]))
     console.print(
         f"\n[bold]hypothesis[/bold] is theta alone, at the layer chosen on dev queries, without any "
         f"demonstration.\nOpen [bold]{escape(str(report))}[/bold] in a browser; numbers are in "
@@ -92,7 +89,7 @@ def demo(
 def run(
     name: Annotated[str, typer.Argument(help="An experiment, e.g. layer_sweep.")],
     model: Model = "smollm2-135m",
-    tasks: Tasks = "all",
+    tasks: Tasks = "",
     shots: Shots = None,
     n_dev: NDev = None,
     n_test: NTest = None,
@@ -106,7 +103,10 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder for results, report and page.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run an experiment: on all tasks together if it takes several, else on one after another."""
+    """Run an experiment: on all tasks together if it takes several, else on one after another.
+
+    Without --tasks it runs on those that are its own default, or else on all.
+    """
     console = Console(stderr=True, quiet=as_json)
     given = {
         "shots": shots,
@@ -117,7 +117,7 @@ def run(
     }
     settings = {k: v for k, v in given.items() if v is not None} | {"seed": seed}
     settings |= dict(map(_setting, more or ()))
-    results = _run_all(name, model, _tasks(tasks), settings, console, out)
+    results = _run_all(name, model, _tasks(tasks) if tasks else None, settings, console, out)
     summaries = [result.summary() for result in results]
     if out is not None:
         report = _write(results, out, title=f"{name} on {model}")
@@ -126,9 +126,9 @@ def run(
         document = {"experiment": name, "model": model, **settings, "results": summaries}
         typer.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
     elif "hypothesis" in summaries[0]:
-        Console().print(_table(summaries))
+        Console().print(summary_table(summaries))
     else:
-        _show_tables(results)
+        show_tables(results)
 
 
 @app.command()
@@ -168,7 +168,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps({"experiment": "compare", **result.summary()}, allow_nan=False))
     else:
-        _show_tables([result])
+        show_tables([result])
 
 
 @app.command("tasks")
@@ -180,7 +180,7 @@ def list_tasks_command(
     from tvlens.tasks import list_tasks
 
     columns = ("task", "family", "size", "classes", "majority_share", "example")
-    _show(list_tasks(family), columns, as_json=as_json)
+    show(list_tasks(family), columns, as_json=as_json)
 
 
 @app.command("models")
@@ -189,7 +189,7 @@ def list_models_command(as_json: AsJson = False) -> None:
     from tvlens.models import list_models
 
     columns = ("name", "parameters", "licence", "download_mb", "cached", "needs")
-    _show(list_models().reset_index(), columns, as_json=as_json)
+    show(list_models().reset_index(), columns, as_json=as_json)
 
 
 def main() -> None:
@@ -241,7 +241,7 @@ def _tasks(asked: str) -> "list[Task]":
 def _run_all(
     name: str,
     model_name: str,
-    tasks: "Sequence[Task]",
+    tasks: "Sequence[Task] | None",
     settings: dict[str, Any],
     console: Console,
     out: Path | None = None,
@@ -264,13 +264,18 @@ def _run_all(
         f"{known.device}, weight processing {known.processing}, BOS {known.prepend_bos}."
     )
     results = []
-    together = "tasks" in inspect.signature(function).parameters
-    for task in [list(tasks)] if together else tasks:
-        result = function(model, task, progress=not console.quiet, **settings)
+    several = inspect.signature(function).parameters.get("tasks")
+    if several is not None:
+        own = tasks is None and several.default is not several.empty
+        runs: list[tuple[Any, ...]] = [() if own else (list(tasks or _tasks("all")),)]
+    else:
+        runs = [(task,) for task in tasks or _tasks("all")]
+    for given in runs:
+        result = function(model, *given, progress=not console.quiet, **settings)
         console.print(f"[dim]{escape(result.title)}:[/dim] {escape(result.finding())}")
         results.append(result)
         if out is not None:
-            _save(result, out, together=together)
+            _save(result, out, together=several is not None)
     return results
 
 
@@ -286,6 +291,8 @@ def _accepted(function: Callable[..., Any], settings: dict[str, Any], name: str)
         if key not in known and key not in _COMMON:
             own = [p.name for p in known.values() if p.kind is p.KEYWORD_ONLY]
             raise unknown(f"setting of {name}", key, own)
+    if "seeds" in known and "seeds" not in settings:
+        settings = {**settings, "seeds": [settings["seed"]]}
     return {key: value for key, value in settings.items() if key in known}
 
 
@@ -310,95 +317,6 @@ def _write(results: "Sequence[Result]", out: Path, *, title: str) -> Path:
     command = shlex.join(["tvlens", *sys.argv[1:]])
     (out / "page.md").write_text(page(results, title=title, command=command), encoding="utf-8")
     return report(results, out / "report.html", title=title)
-
-
-# What one line of a terminal has room for; everything else is in the files and in --json.
-_COLUMNS = ("task", "layer", "baseline", "hypothesis", "regular", "ratio")
-_FLOORS = ("majority", "query_blind", "control")
-_HEADERS = {
-    "hypothesis": "hypo-\nthesis",
-    "query_blind": "query\nblind",
-    "control": "random\nvector",
-}
-
-
-def _table(summaries: Sequence[dict[str, Any]]) -> Table:
-    """Show summaries: accuracies with their intervals below them, floors without."""
-    table = Table(
-        title="Accuracy on test queries, with 95 % intervals",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        leading=1,
-        show_edge=False,
-    )
-    keys = [key for key in (*_COLUMNS, *_FLOORS) if key in summaries[0]]
-    for key in keys:
-        table.add_column(
-            _HEADERS.get(key, key),
-            justify="left" if key == "task" else "right",
-            no_wrap=key == "task",
-        )
-    for summary in summaries:
-        table.add_row(*(_cell(summary, key) for key in keys))
-    return table
-
-
-def _cell(summary: dict[str, Any], key: str) -> str:
-    value = summary[key]
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return escape(str(value))
-    if f"{key}_low" in summary and key not in _FLOORS:
-        low, high = summary[f"{key}_low"], summary[f"{key}_high"]
-        return f"[bold]{_short(value)}[/bold]\n[dim]{_short(low)}-{_short(high)}[/dim]"
-    return _short(value)
-
-
-def _short(share: float) -> str:
-    """Write a share as papers do: .92, 1.00."""
-    return f"{share:.2f}".removeprefix("0") if 0 <= share < 1 else f"{share:.2f}"
-
-
-def _show_tables(results: "Sequence[Result]") -> None:
-    """Print what results found, with their tables."""
-    from tvlens.pages import cells
-
-    console = Console()
-    for result in results:
-        console.print(escape(result.finding()))
-        for caption, frame in result.tables().items():
-            head, *rows = cells(frame)
-            table = Table(
-                box=box.SIMPLE_HEAD,
-                padding=(0, 1, 0, 0),
-                title=escape(caption),
-                title_justify="left",
-            )
-            for name in head:
-                table.add_column(escape(name))
-            for row in rows:
-                table.add_row(*map(escape, row))
-            console.print(table)
-
-
-def _show(frame: "pd.DataFrame", columns: Sequence[str], *, as_json: bool) -> None:
-    """Print the columns that a terminal has room for, or all of them as JSON."""
-    if as_json:
-        typer.echo(frame.to_json(orient="records", force_ascii=False))
-        return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        numeric = frame[column].dtype.kind in "if"
-        table.add_column(
-            column.replace("_", " "),
-            justify="right" if numeric else "left",
-            no_wrap=column == columns[0],
-        )
-    for row in frame[list(columns)].itertuples(index=False):
-        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else escape(str(v)) for v in row))
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A prediction is right when it is the first token of an accepted answer. Outcomes
 so that intervals and paired tests need no second run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,7 @@ class Scores:
 
     def interval(self, *, level: float = 0.95) -> tuple[float, float]:
         """Wilson interval of the accuracy; prompts that ask the same query count as one."""
-        independent = len(set(self.queries))
-        return wilson(self.accuracy * independent, independent, level=level)
+        return of_queries(self.accuracy, self.queries, level=level)
 
 
 def score(
@@ -96,15 +96,7 @@ def score(
         True
     """
     batch = view_of(prompts, view)
-    cell: tuple[Edit, ...] = ()
-    if vector is not None:
-        if layer is None:
-            raise ValueError("a vector needs a layer to go into: score(..., vector=v, layer=14).")
-        vector.check(model)
-        layer = check_layer(layer, model.cfg.n_layers)
-        cell = (
-            Edit(vector.site, layer, vector.at(layer), position=position, mode=mode, scale=scale),
-        )
+    cell = injection(model, vector, layer, mode=mode, scale=scale, position=position)
     readout = FirstToken(prompts.answer_ids)
     request = Request(batch, cells=(cell,), readout=readout)
     (output,) = run(model, [request], plan=plan, memory=memory)
@@ -118,3 +110,30 @@ def view_of(prompts: Prompts, view: str) -> TokenBatch:
     if view not in VIEWS:
         raise unknown("view", view, VIEWS)
     return prompts.regular if view == "regular" else prompts.zero_shot
+
+
+def injection(
+    model: Any,
+    vector: TaskVector | None,
+    layer: int | None,
+    *,
+    mode: str = "replace",
+    scale: float = 1.0,
+    position: int = -1,
+) -> tuple[Edit, ...]:
+    """Give what the engine is told to inject a vector; nothing without one. Arguments as in `score`."""
+    if vector is None:
+        return ()
+    if layer is None:
+        raise ValueError("a vector needs a layer to go into: score(..., vector=v, layer=14).")
+    vector.check(model)
+    layer = check_layer(layer, model.cfg.n_layers)
+    return (Edit(vector.site, layer, vector.at(layer), position=position, mode=mode, scale=scale),)
+
+
+def of_queries(
+    accuracy: float, queries: Sequence[str], *, level: float = 0.95
+) -> tuple[float, float]:
+    """Give the Wilson interval of an accuracy; prompts that ask the same query count as one."""
+    independent = len(set(queries))
+    return wilson(accuracy * independent, independent, level=level)

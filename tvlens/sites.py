@@ -6,6 +6,7 @@ HookedTransformer has one. A TransformerBridge has names of its own and, as alia
 remove, the HookedTransformer's as well.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvlens._errors import unknown, whole
@@ -150,3 +151,27 @@ def check_layer(layer: int, n_layers: int) -> int:
             f"(or -{n_layers} to -1, from the end)."
         )
     return layer % n_layers
+
+
+def check_layers(layers: int | Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
+    """Turn one layer, several, or none for all of them into a list without repetitions.
+
+    Args:
+        layers: The layers asked for; negative ones count from the last.
+        n_layers: How many the model has.
+
+    Returns:
+        Layers from 0, in the order given.
+
+    Raises:
+        ValueError: A layer is outside the model, or there is none.
+
+    Example:
+        >>> check_layers([0, -1, 0], 12), check_layers(None, 2)
+        ((0, 11), (0, 1))
+    """
+    given = range(n_layers) if layers is None else layers
+    given = [given] if isinstance(given, int) else list(given)
+    if not given:
+        raise ValueError("layers is empty; leave it out for all layers.")
+    return tuple(dict.fromkeys(check_layer(int(layer), n_layers) for layer in given))

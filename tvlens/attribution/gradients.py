@@ -32,7 +32,7 @@ from tvlens.models.runner import Runner, runner
 from tvlens.patching.assemble import Task, make_task, needed_first
 from tvlens.patching.gradients import MetricOf, check_smooth
 from tvlens.patching.pairs import Answers, Prompts, as_batch, spelled
-from tvlens.sites import check_layer
+from tvlens.sites import check_layers
 
 METHODS = {
     "gradient_x_activation": "Gradient x activation",
@@ -191,16 +191,7 @@ def _settle(
             raise ValueError("tokens have no layers; use by='layer', or leave layers= out.")
         chosen = (0,)
     else:
-        asked = (
-            range(drive.n_layers)
-            if layers is None
-            else [layers]
-            if isinstance(layers, int)
-            else layers
-        )
-        chosen = tuple(dict.fromkeys(check_layer(n, drive.n_layers) for n in asked))
-        if not chosen:
-            raise ValueError("layers holds none.")
+        chosen = check_layers(layers, drive.n_layers)
     logits = {}
     if needed_first(metric, answers, wrong):
         (output,) = run(model, [Request(batch, readout=LastLogits())], memory=memory)

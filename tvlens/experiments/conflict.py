@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from tvlens._errors import unknown
+from tvlens.experiments import experiment
 from tvlens.experiments._dev import resolved
 from tvlens.experiments._pairs import (
     INJECTIONS,
@@ -179,6 +180,7 @@ class Conflict(Result):
         return {"Who is obeyed": self.plot(), "Controls": conflict_controls(self.drawn())}
 
 
+@experiment("conflict")
 def conflict(
     model: Any,
     tasks: Sequence[Task | str],

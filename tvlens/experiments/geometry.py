@@ -15,6 +15,7 @@ import xarray as xr
 from einops import rearrange, reduce
 from jaxtyping import Float
 
+from tvlens.experiments import experiment
 from tvlens.experiments._clusters import (
     centroid_distances,
     cosine_distances,
@@ -251,6 +252,7 @@ class Geometry(Result):
         return self.data.assign_attrs(finding=self.finding())
 
 
+@experiment("geometry")
 def geometry(
     model: Any,
     tasks: Sequence[Task | str],

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.engine import run
+from tvlens.experiments import experiment
 from tvlens.experiments._dev import best_layer
 from tvlens.extraction import dummy_requests
 from tvlens.models import facts, load_model
@@ -154,6 +155,7 @@ class Variance(Result):
         return variance_by_layer(data, **channels)
 
 
+@experiment("variance")
 def variance(
     model: Any,
     task: Task | str,

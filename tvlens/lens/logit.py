@@ -16,7 +16,6 @@ from tvlens.engine import Plan
 from tvlens.lens.measures import Measured, joined, log_probabilities, measured, pieces
 from tvlens.lens.reading import (
     STREAM,
-    chosen_layers,
     chosen_positions,
     read_parts,
     wide_site,
@@ -34,6 +33,7 @@ from tvlens.patching.pairs import (
     spelled,
     token_labels,
 )
+from tvlens.sites import check_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def logit_lens(
     started = time.perf_counter()
     drive, batch = runner(model), as_batch(model, prompts)
     wide_site(drive, site)
-    deep = chosen_layers(drive, layers)
+    deep = check_layers(layers, drive.n_layers)
     labels, at = chosen_positions(positions, lengths_of(batch))
     d_vocab = int(model.cfg.d_vocab)
     if not 1 <= k <= d_vocab:

@@ -12,7 +12,7 @@ from tvlens._errors import unknown
 from tvlens.encoding import TokenBatch
 from tvlens.engine import Plan, Read, Request, run
 from tvlens.models.runner import Runner, runner
-from tvlens.sites import SITES, check_layer
+from tvlens.sites import SITES
 
 STREAM = "resid_post"
 _MEMORY = 2**28
@@ -41,26 +41,6 @@ def wide_site(drive: Runner, site: str) -> str:
             f"a lens reads vectors of width d_model: {', '.join(there)}; not {site!r}."
         )
     return site
-
-
-def chosen_layers(drive: Runner, layers: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Settle which layers are read.
-
-    Args:
-        drive: The model.
-        layers: Layers, negative ones from the end; all if None.
-
-    Returns:
-        Layers from 0, each once, in the order given.
-
-    Raises:
-        ValueError: A layer is outside the model, or there is none.
-    """
-    given = range(drive.n_layers) if layers is None else layers
-    given = [given] if isinstance(given, int) else list(given)
-    if not given:
-        raise ValueError("layers is empty; leave it out for all layers.")
-    return tuple(dict.fromkeys(check_layer(int(layer), drive.n_layers) for layer in given))
 
 
 def chosen_positions(

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from tvlens._tensors import load_tensors, save_tensors
 from tvlens.engine import Request, TokenLogits, run
-from tvlens.lens.reading import STREAM, chosen_layers, wide_site
+from tvlens.lens.reading import STREAM, wide_site
 from tvlens.models.runner import runner
+from tvlens.sites import check_layers
 
 SCHEMA, KIND = 1, "tuned_lens"
 _PROBE = 64  # logits by which a model is recognised
@@ -81,7 +82,10 @@ class TunedLens:
             ValueError: There is no such site or layer.
         """
         drive = runner(model)
-        deep, width = chosen_layers(drive, layers), drive.site_shape(wide_site(drive, site))[0]
+        deep, width = (
+            check_layers(layers, drive.n_layers),
+            drive.site_shape(wide_site(drive, site))[0],
+        )
         weight = torch.zeros(len(deep), width, width, device=drive.device)
         return cls(weight, weight[:, 0].clone(), deep, site, _made(model))
 

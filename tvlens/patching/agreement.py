@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from tvlens.patching.results import Patching, spoken_place
+from tvlens.patching.results import Patching
+from tvlens.patching.words import spoken_place
 from tvlens.results import Result
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tvlens._errors import unknown
 from tvlens.models.runner import Runner
-from tvlens.sites import SITES, check_layer
+from tvlens.sites import SITES, check_layers
 
 BY = ("layer", "position", "head")
 # What a block's later tokens look at; anything else at a position stays at that position.
@@ -112,7 +112,7 @@ def make_grid(
     chosen = tuple(dict.fromkeys((sites,) if isinstance(sites, str) else sites))
     if not chosen:
         raise ValueError(f"no site asked for; there are: {', '.join(SITES)}.")
-    deep = tuple(check_layer(layer, runner.n_layers) for layer in _several(layers, runner.n_layers))
+    deep = check_layers(layers, runner.n_layers)
     n_heads = {
         site: _heads_of(runner, site, deep, by_head="head" in by or heads is not None)
         for site in chosen

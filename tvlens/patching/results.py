@@ -12,7 +12,7 @@ import xarray as xr
 
 from tvlens._errors import unknown
 from tvlens.patching.statistics import bootstrap_ratio, correct, sign_flip
-from tvlens.plots.theme import visible
+from tvlens.patching.words import spoken_place, spoken_position
 from tvlens.results import Result
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ class Patching(Result):
         for i in np.flatnonzero(half.any("layer").values):
             layers = half["layer"].values[half.isel(position=i).values]
             labels = {"position": int(half["position"][i]), "token": str(half["token"].values[i])}
-            spans.append((int(layers.min()), int(layers.max()), _position(labels)))
+            spans.append((int(layers.min()), int(layers.max()), spoken_position(labels)))
         if not 2 <= len(spans) <= 4:
             return ""
         said = [f"{where} in layers {low} to {high}" for low, high, where in sorted(spans)]
@@ -363,30 +363,6 @@ class Patching(Result):
             drawn = drawn.assign(each=values, each_value=self.value)
         note = {"variable": name, "finding": self.finding()}
         return drawn.assign_attrs(**self.data.attrs, **note)
-
-
-def spoken_place(labels: Mapping[str, Any]) -> str:
-    """Write a cell in words.
-
-    Args:
-        labels: ``site``, ``layer``, and where there are any ``position``, ``token`` and ``head``.
-
-    Returns:
-        As ``resid_pre at layer 3, position 5 (␣Paris)``.
-    """
-    words = [f"layer {labels['layer']}"]
-    if "position" in labels:
-        words.append(_position(labels))
-    if "head" in labels:
-        words.append(f"head {labels['head']}")
-    return f"{labels['site']} at {', '.join(words)}"
-
-
-def _position(labels: Mapping[str, Any]) -> str:
-    token = str(labels.get("token", "")).partition(": ")[2]
-    # Where prompts have several tokens there, none of them is named.
-    named = f" ({visible(token)})" if token and not token.endswith("…") else ""
-    return f"position {labels['position']}{named}"
 
 
 def _interval(labels: Mapping[str, Any]) -> str:

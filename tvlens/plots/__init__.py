@@ -8,16 +8,23 @@ from tvlens.plots.accuracy_bars import accuracy_bars
 from tvlens.plots.accuracy_by_layer import accuracy_by_layer
 from tvlens.plots.agreement import agreement_scatter
 from tvlens.plots.attribution import origins, token_highlights, waterfall
+from tvlens.plots.bijection import bijection_bars
+from tvlens.plots.choices import choices_dots
 from tvlens.plots.circuit import circuit_graph, faithfulness_curves
 from tvlens.plots.comparison import comparison_heatmap
+from tvlens.plots.composition import composition_bars, composition_layers
 from tvlens.plots.conflict import conflict_controls, conflict_matrix
+from tvlens.plots.decodability import decode_by_layer, steer_and_decode, word_table
 from tvlens.plots.function_vectors import function_vector_bars, function_vector_layers
 from tvlens.plots.geometry import centroid_map, distance_histogram, theta_map
 from tvlens.plots.heads import ablation_costs, head_map, logit_differences
 from tvlens.plots.lens import lens_by_layer, lens_heatmap
 from tvlens.plots.patching import patching_heatmap
 from tvlens.plots.projection import projection_heatmap
+from tvlens.plots.suite import accuracy_by_depth, model_bars
+from tvlens.plots.template_transfer import template_matrix
 from tvlens.plots.theme import ROLES, token_label
+from tvlens.plots.transfer import cross_matrix, transfer_bars
 from tvlens.plots.variance import variance_by_layer
 from tvlens.plots.vocabulary import vocabulary
 
@@ -25,13 +32,20 @@ __all__ = [
     "ROLES",
     "ablation_costs",
     "accuracy_bars",
+    "accuracy_by_depth",
     "accuracy_by_layer",
     "agreement_scatter",
+    "bijection_bars",
     "centroid_map",
+    "choices_dots",
     "circuit_graph",
     "comparison_heatmap",
+    "composition_bars",
+    "composition_layers",
     "conflict_controls",
     "conflict_matrix",
+    "cross_matrix",
+    "decode_by_layer",
     "distance_histogram",
     "faithfulness_curves",
     "function_vector_bars",
@@ -40,13 +54,18 @@ __all__ = [
     "lens_by_layer",
     "lens_heatmap",
     "logit_differences",
+    "model_bars",
     "origins",
     "patching_heatmap",
     "projection_heatmap",
+    "steer_and_decode",
+    "template_matrix",
     "theta_map",
     "token_highlights",
     "token_label",
+    "transfer_bars",
     "variance_by_layer",
     "vocabulary",
     "waterfall",
+    "word_table",
 ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tvlens._errors import unknown
 from tvlens.tasks.base import Task
+from tvlens.tasks.bijections import both_ways, directions
 from tvlens.tasks.files import read_task_file
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = [
     "PAPER_TASKS",
     "Task",
+    "both_ways",
+    "directions",
     "list_tasks",
     "load_task",
     "register_task",
@@ -49,7 +52,7 @@ PAPER_TASKS: tuple[str, ...] = (
     "location_continent",
     "location_religion",
 )
-_BALANCED = "_balanced"
+_BALANCED, _BOTH = "_balanced", "_both"
 _DATA = Path(__file__).parent / "data"
 
 _registered: dict[str, Task] = {}
@@ -60,7 +63,8 @@ def load_task(name: str) -> Task:
 
     Args:
         name: A name from `task_names`, or one with ``_balanced`` after it: the same task with
-            equally many items of each answer, as `Task.balanced` makes it.
+            equally many items of each answer, as `Task.balanced` makes it; or with ``_both``: the task
+            and its inverse in one, as `both_ways` makes it.
 
     Returns:
         The task.
@@ -162,13 +166,17 @@ def _find(name: str) -> Task | None:
     if task is None and name.endswith(_BALANCED):
         base = _find(name.removesuffix(_BALANCED))
         task = base.balanced() if base is not None else None
+    elif task is None and name.endswith(_BOTH):
+        base = _find(name.removesuffix(_BOTH))
+        task = both_ways(base) if base is not None else None
     return task
 
 
 def _taken(name: str) -> bool:
     if name in _registered or name in _built_in():
         return True
-    return name.endswith(_BALANCED) and _taken(name.removesuffix(_BALANCED))
+    suffix = next((end for end in (_BALANCED, _BOTH) if name.endswith(end)), None)
+    return suffix is not None and _taken(name.removesuffix(suffix))
 
 
 @lru_cache(maxsize=1)
