@@ -10,7 +10,6 @@ import tvlens as tv
 from tests import tiny
 from tvlens.answers import AnswerScores, score_answers
 from tvlens.encoding import Encoder
-from tvlens.experiments.answers import whole_answers
 from tvlens.templates import Template
 
 LAYER = 1
@@ -211,19 +210,3 @@ def test_smollm2_writes_what_it_generates_by_itself(smollm2: Any) -> None:
             )
         text = smollm2.tokenizer.decode(out[0, ids.shape[1] :].tolist())
         assert text.partition("\n")[0].strip() == found.text[i]
-
-
-def test_the_table_holds_what_the_scores_say() -> None:
-    model = tiny.model("llama")
-    how: dict[str, Any] = {"n": 4, "shots": 2, "seed": 2}
-    table = whole_answers(model, ["country_capital", "en_fr"], layer=1, **how)
-    assert len(table) == 8 and set(table["layer"]) == {1}
-    made = prompts(model, n=4, split="test", seed=2)
-    theta = tv.extract(model, made)
-    scores = score_answers(model, made, view="zero_shot", vector=theta, layer=1)
-    one = table.set_index(["task", "run"]).loc[("country_capital", "theta")]
-    assert one["log_prob"] == pytest.approx(float(scores.log_prob.mean()), abs=1e-4)
-    assert one["exact"] == scores.accuracy and one["exact_low"] == scores.interval()[0]
-    assert one["several"] == float((scores.n_tokens > 1).float().mean())
-    chosen = whole_answers(model, ["en_fr"], n_dev=4, **how)["layer"].unique()
-    assert len(chosen) == 1 and 0 <= chosen[0] < 4

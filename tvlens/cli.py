@@ -315,7 +315,9 @@ def _write(results: "Sequence[Result]", out: Path, *, title: str) -> Path:
     )
     (out / "summary.json").write_text(summary + "\n", encoding="utf-8")
     command = shlex.join(["tvlens", *sys.argv[1:]])
-    (out / "page.md").write_text(page(results, title=title, command=command), encoding="utf-8")
+    (out / "page.md").write_text(
+        page(results, title=title if len(results) > 1 else None, command=command), encoding="utf-8"
+    )
     return report(results, out / "report.html", title=title)
 
 

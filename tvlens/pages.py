@@ -44,12 +44,13 @@ def page(
         "",
     ]
     lines += ["```bash", command, "```", ""] if command else []
-    lines += [] if alone else [*_table(_summaries(found)), ""]
+    kinds = dict.fromkeys(type(result) for result in found)
+    for kind in kinds:
+        same = [result for result in found if type(result) is kind]
+        lines += _captioned(kind.overview_tables(same)) if len(same) > 1 else []
     for result in found:
         lines += [] if alone else [f"## {result.title}", ""]
-        lines += [f"> {result.finding()}", ""]
-        for caption, frame in result.tables().items():
-            lines += [f"**{caption}**", "", *_table(frame), ""]
+        lines += [f"> {result.finding()}", "", *_captioned(result.tables())]
     methods = list(dict.fromkeys(result.method for result in found if result.method))
     lines += (
         ["## Method", "", *(line for method in methods for line in (method, ""))] if methods else []
@@ -86,19 +87,15 @@ def _named(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.set_axis([ends.get(name, name) for name in columns], axis=1)
 
 
+def _captioned(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    return [
+        line for name, frame in tables.items() for line in (f"**{name}**", "", *_table(frame), "")
+    ]
+
+
 def _table(frame: pd.DataFrame) -> list[str]:
     head, *rows = cells(frame, digits=3)
     return [_line(head), "|" + "---|" * len(head), *map(_line, rows)]
-
-
-def _summaries(found: Iterable[Result]) -> pd.DataFrame:
-    """One row a result, with what all of them tell."""
-    rows = [
-        {k: v for k, v in result.summary().items() if isinstance(v, str | int | float | type(None))}
-        for result in found
-    ]
-    shared = [name for name in rows[0] if all(name in row for row in rows)]
-    return pd.DataFrame(rows, columns=[n for n in shared if n not in ("kind", "title", "finding")])
 
 
 def _made(made: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ citations come with it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -123,6 +123,21 @@ class Result(ABC):
     def tables(self) -> dict[str, pd.DataFrame]:
         """Give the tables that a page of results shows, by caption."""
         return {}
+
+    @classmethod
+    def overview_tables(cls, results: "Sequence[Result]") -> dict[str, pd.DataFrame]:
+        """Give the tables that a page shows of two or more results of this kind, by caption."""
+        rows = [
+            {
+                k: v
+                for k, v in result.summary().items()
+                if isinstance(v, str | int | float | type(None))
+            }
+            for result in results
+        ]
+        shared = [name for name in rows[0] if all(name in row for row in rows)]
+        columns = [name for name in shared if name not in ("kind", "title", "finding", "model")]
+        return {"Summary": pd.DataFrame(rows, columns=columns)}
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -62,7 +62,12 @@ def _first_keys(values: Callable[[], Tensor], n_keys: int) -> Tensor:
 
 
 def _joined(values: Sequence[Callable[[], Tensor]]) -> Tensor:
-    return values[0]() if len(values) == 1 else torch.cat([each() for each in values])
+    first = values[0]()
+    return (
+        first
+        if len(values) == 1
+        else torch.cat([first, *(each().to(first) for each in values[1:])])
+    )
 
 
 def collect(requests: Sequence[Request], layout: Layout) -> dict[tuple[int, str], list[Write]]:

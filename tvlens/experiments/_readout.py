@@ -140,7 +140,7 @@ def _of_noise(
 ) -> tuple[Int[np.ndarray, "draw layer token"], Int[Tensor, "draw layer k"]]:
     """Ranks and top tokens of random directions, the same at all layers and as long as theta is there."""
     every = torch.stack([theta.values[0].float() for both in thetas.values() for theta in both])
-    norms = every.norm(dim=-1).mean(dim=0)
+    norms = every.norm(dim=-1).mean(dim=0).cpu()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(n, every.shape[-1], generator=generator)
     drawn = drawn / drawn.norm(dim=-1, keepdim=True)

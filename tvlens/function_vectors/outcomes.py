@@ -1,12 +1,12 @@
 """What the function-vectors experiment found: outcomes prompt by prompt, and what follows from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
-from tvlens.function_vectors.results import METHODS, HeadEffects
+from tvlens.function_vectors.results import METHODS, HeadEffects, universal_heads
 from tvlens.intervals import accuracy, wilson
 from tvlens.provenance import ATTRIBUTE, encode
 from tvlens.results import Result
@@ -139,6 +139,28 @@ class FunctionVectors(Result):
             "heads": " ".join(f"{i}.{h}" for i, h in self.heads),
             "n_test": int((self.data["split"] == "test").sum()),
             "seconds": made["seconds"],
+        }
+
+    @classmethod
+    def overview_tables(cls, results: "Sequence[Result]") -> "dict[str, pd.DataFrame]":
+        """Accuracy by task, and the heads with the largest effects over all tasks."""
+        import pandas as pd
+
+        runs = ("regular", "without", "vector", "random_heads", "random_vector")
+        rows = [result.summary() for result in results]
+
+        def of(names: Sequence[str]) -> pd.DataFrame:
+            ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+            return pd.DataFrame(rows, columns=["task", "layer", *ends])
+
+        views = [
+            f"{view}_{run}" for view in ("shuffled", "qa", "arrow") for run in ("without", "vector")
+        ]
+        effects = [result.effects for result in results if isinstance(result, cls)]
+        return {
+            "Bare test queries": of(runs),
+            "Elsewhere": of([name for name in views if all(name in row for row in rows)]),
+            "Universal heads": universal_heads(effects),
         }
 
     def tables(self) -> "dict[str, pd.DataFrame]":

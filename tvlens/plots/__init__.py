@@ -7,6 +7,7 @@ Everything after the data is keyword-only and named after a dimension or a visua
 from tvlens.plots.accuracy_bars import accuracy_bars
 from tvlens.plots.accuracy_by_layer import accuracy_by_layer
 from tvlens.plots.agreement import agreement_scatter
+from tvlens.plots.answers import answer_bars
 from tvlens.plots.attribution import origins, token_highlights, waterfall
 from tvlens.plots.bijection import bijection_bars
 from tvlens.plots.choices import choices_dots
@@ -35,6 +36,7 @@ __all__ = [
     "accuracy_by_depth",
     "accuracy_by_layer",
     "agreement_scatter",
+    "answer_bars",
     "bijection_bars",
     "centroid_map",
     "choices_dots",

@@ -8,12 +8,12 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
-from tvlens.plots._notes import notes
-from tvlens.plots.theme import INK, MUTED, ROLES, figure, label, percent, titled
+from tvlens.plots._bars import GREY, grouped, headed, share_bars, task_axes, told_shots
+from tvlens.plots.theme import INK, MUTED, ROLES, percent
 
 # Run: what it is called, its colour.
 _RUNS = {
-    "regular_one_way": ("demonstrations of the query's direction alone", "#7d8896"),
+    "regular_one_way": ("demonstrations of the query's direction alone", GREY),
     "regular": ("demonstrations of both ways", ROLES["regular"].color),
     "theta": ("one theta of both ways", ROLES["hypothesis"].color),
     "same_way": ("theta, dummy queries of the query's direction", "#56B4E9"),
@@ -59,44 +59,30 @@ def bijection_bars(
         if name not in _RUNS:
             raise unknown("run", name, _RUNS)
     tasks = [str(name).removesuffix("_both") for name in data["task"].values]
-    fig, step = figure(barmode="overlay", bargap=0), 0.86 / len(runs)
-    for j, run in enumerate(runs):
-        at = np.arange(len(tasks)) + (j - (len(runs) - 1) / 2) * step
+    fig, places, step = grouped(len(tasks), len(runs))
+    for run, at in zip(runs, places, strict=True):
         _bars(fig, data.sel(run=run), run, tasks, at, step)
     for direction, symbol in _MARKS.items():
         marker = {"symbol": symbol, "size": 7, "color": MUTED}
         fig.add_scatter(
             x=[None], y=[None], mode="markers", marker=marker, name=f"its {direction} queries"
         )
-    ticks = {"tickvals": list(range(len(tasks))), "ticktext": [label(name) for name in tasks]}
-    fig.update_xaxes(**ticks, range=[-0.52, len(tasks) - 0.48], showgrid=False, ticks="")
-    fig.update_yaxes(range=[-0.015, 1.02], title_text="accuracy")
+    task_axes(fig, tasks, floor=-0.015)
     fig.update_layout(height=430, meta={"min_width": 110 * len(tasks) + 120})
-    note = notes(data)
-    shots = f"{note['shots']} shots" if "shots" in note else ""
-    parts = [str(note.get("model", "")), shots, "error bars: 95% intervals"]
-    said = str(data.attrs.get("finding", "")) if title is None else title
-    return titled(fig, said, subtitle=" · ".join(filter(None, parts)), width=92)
+    return headed(fig, data, title, told_shots(data), "error bars: 95% intervals")
 
 
 def _bars(
     fig: go.Figure, data: xr.Dataset, run: str, tasks: list[str], at: np.ndarray, step: float
 ) -> None:
     name, color = _RUNS[run]
-    both = data.sel(direction="both")
-    rate, low, high = (both[part].values for part in ("accuracy", "low", "high"))
     ways = {way: data.sel(direction=way)["accuracy"].values for way in _MARKS}
-    texts = [
-        f"<b>{label(task)}</b><br>{name} {percent(rate[i])} [{percent(low[i])}, {percent(high[i])}]"
-        + "".join(f"<br>{way} {percent(values[i])}" for way, values in ways.items())
-        for i, task in enumerate(tasks)
+    more = [
+        "<br>".join(f"{way} {percent(values[i])}" for way, values in ways.items())
+        for i in range(len(tasks))
     ]
-    fig.add_bar(
-        x=at, y=rate, width=step * 0.9, name=name, marker={"color": color, "line": {"width": 0}},
-        error_y={"type": "data", "array": high - rate, "arrayminus": rate - low,
-                 "color": "#7d8896", "thickness": 1.1, "width": 2},
-        customdata=texts, hovertemplate="%{customdata}<extra></extra>",
-    )  # fmt: skip
+    both = data.sel(direction="both")
+    share_bars(fig, both, tasks, at=at, width=step * 0.9, name=name, color=color, more=more)
     for way, symbol in _MARKS.items():
         shift = step * (0.17 if way == "forward" else -0.17)
         line = {"color": "white", "width": 0.8}

@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
+from tvlens.plots._bars import grouped, headed, share_bars, task_axes
 from tvlens.plots._cells import written_cells
-from tvlens.plots._notes import notes
-from tvlens.plots.theme import INK, ROLES, SEQUENTIAL, figure, label, percent, titled
+from tvlens.plots.theme import INK, ROLES, SEQUENTIAL, figure, label, percent
 
 _RUNS = {
     "regular": ("demonstrations", ROLES["regular"].color),
@@ -48,27 +48,14 @@ def transfer_bars(
         if name not in there:
             raise unknown("run", name, there)
     tasks = [str(name) for name in data["task"].values]
-    fig, step = figure(barmode="overlay", bargap=0), 0.86 / len(chosen)
-    for j, run in enumerate(chosen):
+    fig, places, step = grouped(len(tasks), len(chosen))
+    for run, at in zip(chosen, places, strict=True):
         name, color = _RUNS[run]
         one = data.sel(run=run)
-        rate, low, high = (one[part].values for part in ("accuracy", "low", "high"))
-        texts = [
-            f"<b>{label(task)}</b><br>{name} {percent(r)} [{percent(lo)}, {percent(hi)}]"
-            for task, r, lo, hi in zip(tasks, rate, low, high, strict=True)
-        ]
-        fig.add_bar(
-            x=np.arange(len(tasks)) + (j - (len(chosen) - 1) / 2) * step, y=rate,
-            width=step * 0.9, name=name, marker={"color": color, "line": {"width": 0}},
-            error_y={"type": "data", "array": high - rate, "arrayminus": rate - low,
-                     "color": "#7d8896", "thickness": 1.1, "width": 2},
-            customdata=texts, hovertemplate="%{customdata}<extra></extra>",
-        )  # fmt: skip
-    ticks = {"tickvals": list(range(len(tasks))), "ticktext": [label(name) for name in tasks]}
-    fig.update_xaxes(**ticks, range=[-0.52, len(tasks) - 0.48], showgrid=False, ticks="")
-    fig.update_yaxes(range=[0, 1.02], title_text="accuracy")
+        share_bars(fig, one, tasks, at=at, width=step * 0.9, name=name, color=color)
+    task_axes(fig, tasks)
     fig.update_layout(height=420, meta={"min_width": 100 * len(tasks) + 120})
-    return _titled(fig, data, title, "each map was fitted without the task · error bars: 95%")
+    return headed(fig, data, title, "each map was fitted without the task · error bars: 95%")
 
 
 def cross_matrix(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
@@ -119,12 +106,4 @@ def cross_matrix(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     fig.update_layout(height=30 * len(rows) + 130, meta={"min_width": width}, font_color=INK)
     fig.update_layout(margin_t=100)
     title = str(data.attrs.get("crossed", "")) if title is None else title
-    return _titled(fig, data, title, "columns: whose queries", width=62)
-
-
-def _titled(
-    fig: go.Figure, data: xr.Dataset, title: str | None, more: str, *, width: int = 92
-) -> go.Figure:
-    said = str(data.attrs.get("finding", "")) if title is None else title
-    model = str(notes(data).get("model", ""))
-    return titled(fig, said, subtitle=" · ".join(filter(None, [model, more])), width=width)
+    return headed(fig, data, title, "columns: whose queries", width=62)
