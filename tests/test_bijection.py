@@ -10,6 +10,7 @@ import torch
 import tvlens as tv
 from tests import tiny
 from tvlens import tasks
+from tvlens.experiments import bijection as module
 from tvlens.experiments._bijection import RUNS, Bijection
 from tvlens.experiments.bijection import bijection
 from tvlens.plots.bijection import bijection_bars
@@ -158,6 +159,55 @@ def test_it_is_saved_drawn_and_said(found: Bijection, tmp_path: Path) -> None:
         bijection_bars(found.drawn(), runs=("thet",))
     with pytest.raises(ValueError, match="more than once"):
         bijection(tiny.model("llama"), ["gerund", "gerund"], **SETTINGS)
+
+
+def test_tasks_have_controls_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    def watched(model: Any, requests: Any) -> Any:
+        cells = [cell for request in requests for cell in request.cells if cell]
+        if len(cells) > 4:
+            edits = [cell[0] for cell in cells]
+            lengths = [edit.given.float().norm(dim=-1).cpu() for edit in edits]
+            theta = next(i for i, cell in enumerate(cells) if len(cell) == 1)
+            # The control is the only other cell in which every vector is as long as theta.
+            (control,) = (
+                i
+                for i, length in enumerate(lengths)
+                if i != theta and torch.allclose(length, lengths[theta], rtol=1e-4)
+            )
+            drawn.append(edits[control].given / lengths[control][:, None])
+        return run(model, requests)
+
+    run = module.run
+    monkeypatch.setattr(module, "run", watched)
+    bijection(tiny.model("llama"), ["to_upper", "antonyms"], n_dummy=2, **SETTINGS)
+    directions = torch.cat(drawn)
+    assert len(directions) == 2 * 8
+    alike = directions @ directions.T - torch.eye(16)
+    assert alike.abs().max() < 0.7
+
+
+def test_bad_input() -> None:
+    model = tiny.model("llama")
+    for arguments, message in (
+        ({"n": 1}, "n >= 2 is needed, one for each direction; 1 arrived"),
+        ({"n_dev": 1}, "n_dev >= 2 is needed, one for each direction; 1 arrived"),
+        ({"n_dummy": 0}, "n_dummy >= 1 is needed, theta is read on them; 0 arrived"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bijection(model, ["to_upper"], **(SETTINGS | arguments))
+    small = Task("small", "f", {"a": ("A",), "b": ("B",)}, spaced=False)
+    refused = []
+    for seed in range(12):
+        how = {**SETTINGS, "shots": 1, "n_dummy": 1, "seed": seed}
+        try:
+            bijection(model, [small], **how)
+        except ValueError as error:
+            refused.append(str(error))
+    assert any(
+        "'small_both' has 0 usable" in text or "and 0 of the other" in text for text in refused
+    )
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Variants of paper A's procedure: the same logits as plain Hugging Face hooks, no-ops, and controls."""
 
+import random
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +12,94 @@ import torch
 
 import tvlens as tv
 from tests import tiny
-from tests.test_conflict import rivals
+from tvlens.encoding import Encoder
 from tvlens.engine import LastLogits, Request, run
 from tvlens.experiments import choices as module
 from tvlens.experiments._choices import DEFAULT, FACTORS, VARIANTS, Choices, Variant
-from tvlens.experiments._dev import random_cell
+from tvlens.experiments._dev import accuracy_by_layer, random_cell
 from tvlens.experiments.choices import choices
-from tvlens.intervals import accuracy
+from tvlens.tasks import Task
 from tvlens.templates import Role
 
 SETTINGS = {"shots": 3, "n_dev": 8, "n_test": 10, "answers": "any", "seed": 3, "progress": False}
 HOW = {"shots": 3, "n_dummy": 2, "answers": "any", "seed": 3, "template": "example"}
 
 
+@cache
+def pair() -> list[Task]:
+    """Two tasks with enough queries for ten shots from half of them; a random model is right at times."""
+    encoder, rng = Encoder.of(tiny.model("llama")), random.Random(0)
+    words = dict.fromkeys(encoder.tokenizer.decode([i]).strip() for i in range(370))
+    words = [w for w in words if w and len(encoder.continuation("example:x->", w)) == 1]
+    queries = [f"{a}{b}" for a in "pqrstuvw" for b in "wxyz"]
+    return [
+        Task(f"t{i}", "f", {x: tuple(rng.sample(words, len(words) // 2)) for x in queries}, spaced=False)
+        for i in range(2)
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def found() -> Choices:
-    return choices(tiny.model("llama"), rivals()[:2], **SETTINGS)
+    return choices(tiny.model("llama"), pair(), **SETTINGS)
 
 
-def test_default_is_the_layer_sweep(found: Choices) -> None:
-    for task in rivals()[:2]:
-        sweep = tv.layer_sweep(tiny.model("llama"), task, **SETTINGS).data
+def test_default_is_the_layer_sweep() -> None:
+    """On test queries; the layer comes from dev prompts that show nothing of these."""
+    model = tiny.model("llama")
+    found = choices(model, pair(), factors=["source", "site"], **SETTINGS)
+    for task in pair():
+        sweep = tv.layer_sweep(model, task, **SETTINGS).data
         test = sweep.isel(prompt=sweep["split"].values == "test")
         one = found.data.sel(task=task.name)
         layer = int(one["layer"].sel(variant=DEFAULT.name))
-        dev = sweep["hypothesis"].isel(prompt=sweep["split"].values == "dev").mean("prompt")
-        assert layer == int(dev.idxmax("layer"))
-        assert float(one["dev_accuracy"].sel(variant=DEFAULT.name)) == pytest.approx(
-            float(dev.max())
-        )
+        dev = tv.build_prompts(task, model, n=8, split="dev", demonstrations="split", **HOW)
+        curve = accuracy_by_layer(model, dev)
+        assert layer == int(curve.argmax())
+        assert float(one["dev_accuracy"].sel(variant=DEFAULT.name)) == pytest.approx(curve.max())
         ours = one["hypothesis"].sel(variant=DEFAULT.name).values
         assert ours.tolist() == test["hypothesis"].sel(layer=layer).values.tolist()
         for run_name in ("baseline", "regular"):
             assert one[run_name].values.tolist() == test[run_name].values.tolist()
         assert one["query"].values.tolist() == test["query"].values.tolist()
     assert 0 < float(found.data["hypothesis"].mean()) < 1
+
+
+def test_numbers_of_dummy_queries_share_their_demonstrations(found: Choices) -> None:
+    """With the most dummy queries it is the layer sweep with as many; the others see the same prompts."""
+    for task in pair():
+        sweep = tv.layer_sweep(tiny.model("llama"), task, **SETTINGS, n_dummy=4).data
+        test = sweep.isel(prompt=sweep["split"].values == "test")
+        one = found.data.sel(task=task.name)
+        most = one.sel(variant="4 dummy queries")
+        expected = test["hypothesis"].sel(layer=int(most["layer"]))
+        assert most["hypothesis"].values.tolist() == expected.values.tolist()
+        assert one["regular"].values.tolist() == test["regular"].values.tolist()
+    prompts = tv.build_prompts(
+        pair()[0], tiny.model("llama"), n=10, split="test", **HOW | {"n_dummy": 4}
+    )
+    layer = int(found.data.sel(task="t0", variant="1 dummy query")["layer"])
+    theta = tv.extract(tiny.model("llama"), replace(prompts, dummies=prompts.dummies[:1]))
+    scores = tv.score(tiny.model("llama"), prompts, view="zero_shot", vector=theta, layer=layer)
+    ours = found.data.sel(task="t0", variant="1 dummy query")["hypothesis"].values
+    assert ours.tolist() == scores.correct.tolist()
+
+
+def test_dev_prompts_show_no_test_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over S writes what they show: a test query among it, with its answer, would be told."""
+    made: dict[str, list[Any]] = {"dev": [], "test": []}
+
+    def watched(*args: Any, split: str, **how: Any) -> Any:
+        made[split].append(tv.build_prompts(*args, split=split, **how))
+        return made[split][-1]
+
+    monkeypatch.setattr(module, "build_prompts", watched)
+    choices(tiny.model("llama"), pair()[:1], factors=["source", "shots"], **SETTINGS)
+    asked = {x for prompts in made["test"] for x in prompts.queries}
+    assert len(asked) == 10 and len(made["dev"]) == 5
+    for prompts in made["dev"]:
+        for batch in (prompts.regular, *prompts.dummies):
+            for text in batch.text:
+                assert not any(f"example:{x}->" in text for x in asked), text
 
 
 def hooked(
@@ -82,7 +137,7 @@ def asked_at(roles: list[int], at: str, n_prefix: int) -> list[int]:
 
 @pytest.mark.parametrize("variant", [DEFAULT, *VARIANTS], ids=lambda variant: variant.name)
 def test_cells_equal_plain_hooks(variant: Variant) -> None:
-    hf, model, task, layer = tiny.hf("llama"), tiny.model("llama"), rivals()[0], 2
+    hf, model, task, layer = tiny.hf("llama"), tiny.model("llama"), pair()[0], 2
     sides = {}
     for split in ("dev", "test"):
         sides[split] = module._side(model, task, [variant], {**HOW, "n": 3, "split": split})
@@ -97,9 +152,10 @@ def test_cells_equal_plain_hooks(variant: Variant) -> None:
     def thetas(split: str, spot: int) -> torch.Tensor:
         """Theta of each prompt, by layer."""
         queries = sides[split].prompts.queries
-        given = {} if (shots, n_dummy) == (3, 2) else {"queries": queries}
-        how = {**HOW, "shots": shots, "n_dummy": n_dummy, "n": 3, "split": split, **given}
-        batches = tv.build_prompts(task, model, **how).dummies
+        given = {"queries": queries} if shots != 3 else {}
+        # The first of as many dummy queries as any variant has.
+        how = {**HOW, "shots": shots, "n_dummy": max(2, n_dummy), "n": 3, "split": split, **given}
+        batches = tv.build_prompts(task, model, **how).dummies[:n_dummy]
         every = []
         for batch in batches:
             rows = []
@@ -148,7 +204,7 @@ def test_own_states_in_their_own_place_change_nothing(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module, "build_prompts", same)
     found = choices(
-        tiny.model("llama"), rivals()[:1], factors=["site", "position", "mode"], **SETTINGS
+        tiny.model("llama"), pair()[:1], factors=["site", "position", "mode"], **SETTINGS
     )
     one = found.data.isel(task=0)
     own = [
@@ -165,20 +221,44 @@ def test_own_states_in_their_own_place_change_nothing(monkeypatch: pytest.Monkey
 
 
 def test_control_is_as_long_and_elsewhere() -> None:
-    model, task = tiny.model("llama"), rivals()[0]
+    model, task = tiny.model("llama"), pair()[0]
     side = module._side(model, task, VARIANTS, {**HOW, "n": 3, "split": "dev"})
     for variant in VARIANTS:
         cell = module._cell(
             variant, module._values(variant, side, side), side.places[variant.at], 2
         )
-        control = random_cell(cell, seed=0)
+        control = random_cell(cell, seed="0", n=3)
         assert len(control) == len(cell) > 0
         for ours, drawn in zip(cell, control, strict=True):
             same = ("site", "layer", "position", "mode", "scale", "where")
             assert all(getattr(ours, name) is getattr(drawn, name) for name in same)
-            assert torch.allclose(ours.given.norm(dim=-1), drawn.given.norm(dim=-1), rtol=1e-4)
+            length = ours.given.norm(dim=-1).expand(3)
+            assert torch.allclose(length, drawn.given.norm(dim=-1), rtol=1e-4)
             cosine = torch.cosine_similarity(ours.given, drawn.given, dim=-1)
             assert cosine.abs().max() < 0.6
+
+
+def test_every_prompt_variant_and_task_has_a_control_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One direction for all may be a lucky one; so may the same one for every task."""
+    drawn: list[torch.Tensor] = []
+
+    def watched(model: Any, side: Any, cells: Any) -> Any:
+        if len(side.prompts) == 10:  # test queries: variants, then their controls
+            for (edit,) in cells[len(cells) // 2 :]:
+                drawn.append(edit.given / edit.given.norm(dim=-1, keepdim=True))
+        return ask(model, side, cells)
+
+    ask = module._ask
+    monkeypatch.setattr(module, "_ask", watched)
+    choices(tiny.model("llama"), pair(), factors=["source", "dummies"], **SETTINGS)
+    directions = torch.cat(drawn)
+    assert (
+        len(directions) == 2 * 4 * 10
+    )  # tasks, variants (2 dummy queries are the default), prompts
+    alike = directions @ directions.T - torch.eye(len(directions))
+    assert alike.abs().max() < 0.75
 
 
 def test_intervals_and_differences(found: Choices) -> None:
@@ -189,13 +269,17 @@ def test_intervals_and_differences(found: Choices) -> None:
     expected = (right - right.sel(variant=DEFAULT.name)).mean(["task", "prompt"])
     assert np.allclose(table["difference"].iloc[:-2], expected)
     assert (table["difference_low"].iloc[:-2] <= expected.values + 1e-12).all()
-    # Of one task, Wilson's interval over distinct queries.
-    one = Choices(found.data.isel(task=[0]))
-    named = one.data.isel(task=0).assign_coords(split=("prompt", ["test"] * 10))
-    named = named.set_coords("query").reset_index("variant", drop=True)
-    wilson = accuracy(named, "hypothesis")
-    for end in ("low", "high"):
-        assert np.allclose(one.means()[end].iloc[:-2], wilson[end].values)
+
+
+def test_an_accuracy_of_zero_or_one_is_not_sure(found: Choices) -> None:
+    """In one task or several, Wilson's interval; a difference of nothing to itself is nothing."""
+    for some in (found.data, found.data.isel(task=[0])):
+        data = some.copy(deep=True)
+        data["hypothesis"][:] = False
+        table = Choices(data).means()
+        assert (table["low"].iloc[:-2] == 0).all() and (table["high"].iloc[:-2] > 0.1).all()
+        assert table["difference_high"].iloc[:-2].eq(0).all()
+        assert table["difference_low"].iloc[:-2].eq(0).all()
 
 
 def test_a_clear_difference_is_found(found: Choices) -> None:
@@ -212,7 +296,7 @@ def test_a_clear_difference_is_found(found: Choices) -> None:
 
 def test_variants_equal_to_the_default_are_left_out() -> None:
     settings = {**SETTINGS, "shots": 2, "n_dummy": 1, "layers": [0, -1]}
-    found = choices(tiny.model("llama"), rivals()[:1], factors=["dummies", "shots"], **settings)
+    found = choices(tiny.model("llama"), pair()[:1], factors=["dummies", "shots"], **settings)
     names = found.data["variant"].values.tolist()
     assert names == [
         "paper A",
@@ -226,8 +310,40 @@ def test_variants_equal_to_the_default_are_left_out() -> None:
     assert set(FACTORS) == {"mode", "source", "site", "position", "dummies", "shots"}
 
 
+def test_a_separator_of_one_token_is_the_last_token(found: Choices) -> None:
+    """Writing at all separator tokens is then no variant, but the default again."""
+    model, position = tiny.model("llama"), ["paper A", "query's last token"]
+    settings = {**SETTINGS, "factors": ["position"], "n_test": 4, "n_dev": 4}
+    one = choices(model, pair()[:1], template="{x}={y}\n", **settings)
+    assert one.data["variant"].values.tolist() == position
+    named = choices(model, pair()[:1], template="is {x}={y}\n", **settings)
+    assert named.data["variant"].values.tolist() == [*position, "all template tokens"]
+    two = choices(model, pair()[:1], template="{x} is={y}\n", **settings)
+    assert two.data["variant"].values.tolist() == [*position, "all separator tokens"]
+    assert found.data.sizes["variant"] == len(
+        VARIANTS
+    )  # all and the default, without 2 dummy queries
+
+
+def test_layers_are_tried_from_the_lowest() -> None:
+    """Of layers that do equally well the lowest is chosen, in whatever order they are named."""
+    settings = {**SETTINGS, "factors": ["source"], "n_test": 4}
+    one = choices(tiny.model("llama"), pair()[:1], layers=[-1, 0, 3], **settings)
+    assert one.provenance["layers"] == [0, 3]
+    single = choices(tiny.model("llama"), pair()[:1], layers=1, **settings)
+    assert single.data["layer"].values.ravel().tolist() == [1, 1]
+
+
 def test_bad_input() -> None:
-    model, task = tiny.model("llama"), rivals()[0]
+    model, task = tiny.model("llama"), pair()[0]
+    for arguments, message in (
+        ({"factors": []}, r"at least one of mode, .*; \[\] arrived"),
+        ({"factors": "mode"}, "as a list.*; 'mode' arrived"),
+        ({"n_dummy": 0}, "n_dummy >= 1; 0 arrived"),
+        ({"layers": []}, "layers is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            choices(model, [task], **(SETTINGS | arguments))
     with pytest.raises(ValueError, match="factor 'sites'.*site"):
         choices(model, [task], factors=["sites"], **SETTINGS)
     with pytest.raises(ValueError, match="several tasks"):

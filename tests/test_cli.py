@@ -197,3 +197,6 @@ def test_experiments_over_several_tasks_run_once(small: str, tmp_path: Path) -> 
         invoke(*arguments, "--set", "n_dumy=4")
     with pytest.raises(ValueError, match="--set takes name=value"):
         invoke(*arguments, "--set", "n")
+    for reserved in ("model=x", "tasks=x", "progress=false"):
+        with pytest.raises(ValueError, match="unknown setting of conflict"):
+            invoke(*arguments, "--set", reserved)

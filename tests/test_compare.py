@@ -15,6 +15,7 @@ from tvlens.experiments.compare import compare
 from tvlens.linear_maps import fit_map
 from tvlens.methods import METHODS, Work, fit
 from tvlens.methods.maps import _along_principal
+from tvlens.patching.pairs import as_batch
 from tvlens.templates import Role
 
 SMALL: dict[str, Any] = {
@@ -46,7 +47,10 @@ def test_tables_are_those_of_the_outcomes(found: Comparison) -> None:
         assert tasks.loc["to_upper", name] == pytest.approx(float(own.sel(task="to_upper").mean()))
         each = own.mean(["task", "prompt"]).values
         assert table.loc[name, "lowest"] == pytest.approx(each.min())
-    assert table.loc["regular", "wins"] == 2
+    floors = found.floors()
+    for name in table.index:
+        as_good = (tasks[name] >= tasks["regular"]) & (tasks[name] > floors.max(axis=1))
+        assert table.loc[name, "wins"] == as_good.sum()
     assert table.loc["regular", ["gain", "gain_low", "gain_high"]].tolist() == [0, 0, 0]
     for name in METHODS:
         control = found.data["control"].sel(way=name)
@@ -177,6 +181,57 @@ def test_a_folder_keeps_what_is_done(tmp_path: Any, monkeypatch: pytest.MonkeyPa
         compare(model, [changed], **settings)
 
 
+def test_floors_are_those_of_the_layer_sweep(found: Comparison) -> None:
+    model = tiny.model("llama")
+    at = found.data.sel(task="next_letter", seed=0)
+    how = {**HOW, "n": 6, "split": "test", "demonstrations": "all"}
+    test = tv.build_prompts("next_letter", model, **how)
+    constant = tv.build_prompts("next_letter", model, **HOW).facts["constant"]
+    expected = [constant in ids for ids in test.answer_ids]
+    assert at["floor"].sel(floor_kind="majority").values.tolist() == expected
+    # After the last layer nothing of the query is left: one prediction for all.
+    dev = tv.build_prompts("next_letter", model, **HOW)
+    theta = tv.extract(model, dev).mean()
+    blind = tv.score(model, test, view="zero_shot", vector=theta, layer=-1)
+    assert len(set(blind.predicted.tolist())) == 1
+    np.testing.assert_array_equal(at["floor"].sel(floor_kind="query_blind"), blind.correct.numpy())
+    shares = [
+        np.mean([token in ids for ids in test.answer_ids])
+        for ids in test.answer_ids
+        for token in ids
+    ]
+    assert float(at["constant"]) == pytest.approx(max(shares))
+
+
+def test_what_has_read_no_query_wins_nothing(found: Comparison) -> None:
+    data = found.data.copy(deep=True)
+    data["correct"] = data["correct"] & False
+    data["correct"].loc[{"run": "mean", "prompt": 0}] = True
+    data["constant"] = data["constant"] * 0 + 1 / data.sizes["prompt"]
+    data["floor"] = data["floor"] & False
+    assert Comparison(data).means().loc["mean", "wins"] == 0
+    data["correct"].loc[{"run": "mean", "prompt": 1}] = True
+    assert Comparison(data).means().loc["mean", "wins"] == 2
+
+
+def test_gains_are_paired(found: Comparison) -> None:
+    gains, tasks = found.gains(), found.by_task()
+    for name in METHODS:
+        np.testing.assert_allclose(gains[name], tasks[name] - tasks["regular"], atol=1e-12)
+        assert (gains[f"{name}_low"] <= gains[name]).all()
+
+
+def test_a_folder_of_another_model_of_the_same_name_is_refused(tmp_path: Any) -> None:
+    settings = {**SMALL, "methods": ["mean"], "out": tmp_path}
+    one, other = (
+        tv.load_model(tiny.hf("gpt2", seed), tokenizer=tiny.tokenizer("gpt2"), device="cpu")
+        for seed in (0, 1)
+    )
+    compare(one, ["to_upper"], **settings)
+    with pytest.raises(ValueError, match="made with other weights than 'gpt2' has"):
+        compare(other, ["to_upper"], **settings)
+
+
 def test_a_small_task_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     task = tv.load_task("to_upper")
     few = replace(task, name="few", answers={c: task.answers[c] for c in "abcd"})
@@ -229,15 +284,32 @@ def test_shuffled_answers_are_those_of_other_queries() -> None:
         work = Work(model, task, tv.build_prompts(task, model, **HOW), HOW)
         METHODS["learned_shuffled"](work)
     (moved,) = seen
-    assert sorted(moved.answer_ids) == sorted(work.dev.answer_ids) != list(moved.answer_ids)
+    assert sorted(moved.answer_ids) == sorted(work.dev.answer_ids)
+    assert all(a != b for a, b in zip(moved.answer_ids, work.dev.answer_ids, strict=True))
+
+
+def test_vectors_for_each_prompt_are_averaged_in_text_that_asks_nothing() -> None:
+    model, task = tiny.model("llama"), tv.load_task("to_upper")
+    dev = tv.build_prompts(task, model, **HOW)
+    fitted = fit("hendel", Work(model, task, dev, HOW))
+    (own,) = fitted.write(dev, dev.zero_shot)
+    (mean,) = fitted.write(dev, as_batch(model, ["no question at all"] * len(dev)))
+    assert len(own.given) == len(dev) and len(mean.given) == 1
+    torch.testing.assert_close(mean.given[0], own.given.mean(dim=0))
 
 
 def test_errors() -> None:
     model = tiny.model("llama")
     with pytest.raises(ValueError, match="Nearest: 'mean'|mean"):
         compare(model, ["to_upper"], methods=["meen"], **SMALL)
-    with pytest.raises(ValueError, match="at least one method and one seed"):
+    with pytest.raises(ValueError, match="at least one seed"):
         compare(model, ["to_upper"], seeds=(), **SMALL)
+    with pytest.raises(ValueError, match="each once"):
+        compare(model, ["to_upper"], seeds=(0, 0), **SMALL)
+    with pytest.raises(ValueError, match="unknown template 'quiz'"):
+        compare(model, ["to_upper"], **{**SMALL, "elsewhere": ["quiz"]})
+    with pytest.raises(ValueError, match="at least one task"):
+        compare(model, [], **SMALL)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import xarray as xr
 
 import tvlens as tv
 from tests import tiny
+from tvlens.encoding import Encoder, first_tokens
 from tvlens.experiments._composition import PLACES, RUNS, Composition, list_tasks
 from tvlens.experiments.composition import _Composer, _judged, _Settings, composition
 from tvlens.function_vectors.effects import head_outputs
@@ -44,6 +45,31 @@ def test_lists_and_their_tasks() -> None:
     assert list_tasks(tv.load_task("to_upper"), seed=4)["last"].inputs != tasks["last"].inputs
     with pytest.raises(ValueError, match="'list_first' has 0 without a comma"):
         list_tasks(tv.load_task("list_first"))
+
+
+def test_no_list_has_an_answer_that_is_right_at_two_corners() -> None:
+    tasks = list_tasks(tv.load_task("next_letter"), n_lists=400, lengths=3)
+    for x in tasks["first"].inputs:
+        assert len({task.answers[x][0] for task in tasks.values()}) == 4, x
+    assert len(tasks["first"]) == 400
+    half = Task("half", "f", {x: (x if x in "abc" else x.upper(),) for x in "abcdefg"})
+    assert not {*"abc"} & {y for x in list_tasks(half)["first"].inputs for y in x.split(",")}
+    swap = Task("swap", "f", {"a": ("b",), "b": ("a",)})
+    with pytest.raises(ValueError, match="no list of items of task 'swap' keeps the answers"):
+        list_tasks(swap, lengths=2)
+
+
+def test_first_tokens_are_right_at_one_corner() -> None:
+    """Two whole words may begin alike; what counts is the token that judges."""
+    words = {"cat": "cats", "dog": "dogs", "hot": "cold", "big": "small", "happy": "sad"}
+    rule = Task("rule", "f", {x: (y,) for x, y in words.items()}, spaced=False)
+    tasks, settled = _judged(tiny.model("llama"), list_tasks(rule, n_lists=60), "example")
+    encoder = Encoder.of(tiny.model("llama"))
+    ids = [first_tokens(task, settled, encoder).ids for task in tasks.values()]
+    assert len(tasks["last"]) > 1
+    for x in tasks["last"].inputs:
+        every = [i for some in ids for i in some[x]]
+        assert len(every) == len(set(every)), x
 
 
 def test_a_rule_that_does_nothing_leaves_the_direct_vector(found: Composition) -> None:
@@ -159,6 +185,38 @@ def test_rates_gaps_and_finding(found: Composition) -> None:
     }
 
 
+def test_copies_of_a_query_make_no_gap_surer(found: Composition) -> None:
+    """Three distinct queries are three, however often each is asked."""
+    few, n = told(found), 300
+    queries = np.array([["a,b", "c,d", "e,f"] * (n // 3)] * few.data.sizes["target"], object)
+    data = few.data.isel(prompt=np.zeros(n, int))
+    said = np.zeros(data["says"].shape, dtype=bool)
+    said[:, :, 0, ::3, 3] = True
+    data = data.assign(says=(data["says"].dims, said))
+    data = data.assign_coords(query=(("target", "prompt"), queries))
+    gap, low, high = Composition(data).gap("last to_upper", "theta")
+    assert gap == pytest.approx(1 / 3)
+    assert low == pytest.approx(0) and high >= 2 / 3
+    assert "draw them again" in Composition.method
+
+
+def test_random_vectors_differ_by_rule_place_and_kind() -> None:
+    drawn = []
+    for rule in ("to_upper", "next_letter"):
+        made = list_tasks(tv.load_task(rule), n_lists=40)
+        tasks, settled = _judged(tiny.model("llama"), made, "example")
+        composer = _Composer(
+            tiny.model("llama"), tasks, settled, _Settings(2, 4, 3, 3, 4, 6, 2, 0),
+            ("theta", "function_vector"),
+        )  # fmt: skip
+        for place in PLACES:
+            for kind in composer.kinds:
+                values = composer.vectors(kind, place)["random"].values[0, 0]
+                drawn.append(values / values.norm())
+    alike = torch.stack(drawn) @ torch.stack(drawn).T - torch.eye(8)
+    assert alike.abs().max() < 0.6
+
+
 def test_file_round_trip_and_figures(found: Composition, tmp_path: Path) -> None:
     again = tv.load(found.save(tmp_path / "c.nc"))
     assert isinstance(again, Composition) and again.finding() == found.finding()
@@ -191,10 +249,21 @@ def test_bad_input() -> None:
         ({"places": []}, "at least one rule, one place"),
         ({"n_heads": 99}, "n_heads = 99 asked for; this model has 1 to 16"),
         ({"lengths": (1, 2)}, "at least 2 items"),
+        ({"lengths": 1}, "at least 2 items.*; 1 arrived"),
+        ({"lengths": []}, "at least 2 items.*; none arrived"),
+        ({"n_dummy": 0}, "n_dummy >= 1; 0 arrived"),
         ({"n_lists": 8}, "Ask for at most"),
     ):
         with pytest.raises(ValueError, match=message):
             composition(model, ["to_upper"], **(SETTINGS | {"shots": 4} | arguments))
+
+
+def test_one_length_place_and_kind_need_no_list() -> None:
+    one = {"lengths": 3, "places": "last", "vectors": "theta"}
+    found = composition(tiny.model("llama"), ["to_upper"], **(SETTINGS | one))
+    assert found.data["target"].values.tolist() == ["last to_upper"]
+    assert found.provenance["lengths"] == [3]
+    assert all(len(x.split(",")) == 3 for x in found.data["query"].values.ravel())
 
 
 @pytest.mark.slow

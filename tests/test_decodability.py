@@ -10,8 +10,10 @@ import xarray as xr
 
 import tvlens as tv
 from tests import tiny
+from tvlens.engine import run
+from tvlens.experiments import decodability as module
 from tvlens.experiments._decodability import Decodability
-from tvlens.experiments._readout import advantages
+from tvlens.experiments._readout import _areas, advantages
 from tvlens.experiments._unseen import HALVES, Settings
 from tvlens.experiments.decodability import decodability
 from tvlens.lens.tuned import TunedLens
@@ -91,6 +93,8 @@ def test_auc_of_every_theta_by_hand(found: Decodability) -> None:
                 free = ~data["shown"].values[i, h]
                 positive = data["asked"].values[j, h, 1] & free
                 negative = ~data["member"].values[j] & free
+                if i != j:  # that theta says its own task proves nothing about another
+                    negative &= ~data["member"].values[i]
                 rank = data["rank"].values[i, h]
                 rows += [
                     np.mean([rank[:, p] < rank[:, n] for n in np.flatnonzero(negative)], axis=0)
@@ -103,6 +107,71 @@ def test_auc_of_every_theta_by_hand(found: Decodability) -> None:
         np.testing.assert_allclose(found.each(name).mean(axis=0), own)
 
 
+def test_what_theta_says_of_its_own_task_does_not_count_against_another() -> None:
+    member = np.repeat(np.eye(3, dtype=bool), 4, axis=1)
+    asked = np.broadcast_to(member[:, None, None], (3, HALVES, 2, 12))
+    words = {"member": member, "asked": asked, "shown": np.zeros((3, HALVES, 12), dtype=bool)}
+    # Each theta has its own answers on top, and says nothing of all others.
+    rank = np.broadcast_to((~member).astype(int)[:, None, None], (3, HALVES, 1, 12))
+    area = _areas(rank, words)
+    for part in range(2):
+        assert area[:, :, 0, part].tolist() == (0.5 + 0.5 * np.eye(3)).tolist()
+
+
+def test_two_tasks_have_no_third_one_to_judge_against(tmp_path: Path) -> None:
+    found = decodability(tiny.model("llama"), TASKS[:2], n_random=2, **SETTINGS)
+    assert found.rates()["auc_other"].isna().all() and "no third task" in found.finding()
+    assert "nan" not in found.finding() and found.summary()["auc_other"] is None
+    assert tv.load(found.save(tmp_path / "two.nc")).summary() == found.summary()
+    assert len(found.figures()) == 3
+    data = found.data.copy(deep=True)
+    data["rank"].values[:] = np.where(data["member"].values[:, None, None], 0, 9)
+    data["auc"].values[[0, 1], [0, 1]], data["auc_random"].values[:] = 1.0, 0.5
+    assert Decodability(data).rates()["decodable"].all()
+
+
+def test_no_accepted_token_is_in_both_halves() -> None:
+    letters = [chr(65 + i) for i in range(24)]
+    # The second of three accepts the first one's answer, the third of them both.
+    answers = {y.lower() * 2: (y, *letters[i - i % 3 : i]) for i, y in enumerate(letters)}
+    model, task = tiny.model("llama"), Task("triples", "f", answers, spaced=False)
+    for seed in range(5):
+        halves = Settings(2, 3, 20, 20, 2, "example", "any", seed).halves(model, task)
+        sides = [
+            {t for asked in half.asked.values() for ids in asked.answer_ids for t in ids}
+            for half in halves
+        ]
+        assert len(sides[0]) > 5 < len(sides[1]) and not sides[0] & sides[1]
+        assert sum(len(asked) for half in halves for asked in half.asked.values()) == 24
+        for half, side in zip(halves, sides, strict=True):
+            assert not {t for ids in half.shown.answer_ids for t in ids} & side
+
+
+def test_random_vectors_are_others_for_each_task_and_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[Any] = []
+
+    def record(model: Any, asked: Any) -> Any:
+        requests.extend(asked)
+        return run(model, asked)
+
+    monkeypatch.setattr(module, "run", record)
+    decodability(tiny.model("llama"), TASKS[:2], n_random=1, **SETTINGS)
+    drawn = []
+    assert len(requests) == 8
+    for request in requests:
+        n_layers, n = len(request.cells) // 2, len(request.batch.tokens)
+        ours, controls = request.cells[1 : 1 + n_layers], request.cells[1 + n_layers :]
+        for (own,), (control,) in zip(ours, controls, strict=True):
+            values = control.given
+            assert len(own.given) == 1 and len(values) == n and control.layer == own.layer
+            length = own.given.norm(dim=-1).expand(n)
+            torch.testing.assert_close(values.norm(dim=-1), length, rtol=1e-4, atol=1e-5)
+            drawn.append(values / values.norm(dim=-1, keepdim=True))
+    every = torch.cat(drawn)
+    cosine = every @ every.T - torch.eye(len(every))
+    assert cosine.abs().max() < 0.8
+
+
 def test_deeds_are_those_of_score() -> None:
     words = [
         w
@@ -112,10 +181,10 @@ def test_deeds_are_those_of_score() -> None:
     rng = np.random.default_rng(0)
 
     def easy(name: str) -> Task:
-        # Half of all words are right: a random model is right now and then.
+        # Half of all words are right: a random model is right now and then. Two groups share none.
         answers = {
             f"{a}{b}": tuple(
-                dict.fromkeys(words[i] for i in (k, *rng.permutation(len(words))[:150]))
+                dict.fromkeys(words[i] for i in (k, *rng.permutation(len(words))) if i % 2 == k % 2)
             )
             for k, (a, b) in enumerate((a, b) for a in "pqrstu" for b in "xyzw")
         }
@@ -271,10 +340,19 @@ def test_bad_input() -> None:
         ({"tasks": ["to_upper"]}, "at least 2 tasks are needed; 1 arrived"),
         ({"tasks": [two, "to_upper"]}, "2 usable items in the smaller half"),
         ({"k": 0}, "k = 0 top tokens"),
+        ({"n_random": 0}, "n_random must be at least 1, got 0"),
+        ({"n_vectors": 0}, "n_vectors must be at least 1, got 0"),
+        ({"n_dev": 0}, "n_dev must be at least 1, got 0"),
+        ({"n_test": -1}, "n_test must be at least 1, got -1"),
+        ({"n_dummy": 0}, "n_dummy must be at least 1, got 0"),
+        ({"words": {"to_uper": ["big"]}}, "unknown task with words 'to_uper'. Nearest: to_upper"),
+        ({"words": {"to_upper": []}}, "at least one word names task 'to_upper'"),
         ({"tasks": ["to_upper", "to_uper"]}, "Nearest: to_upper"),
     ):
         with pytest.raises(ValueError, match=message):
             decodability(model, **({"tasks": TASKS, **SETTINGS} | arguments))
+    with pytest.raises(TypeError, match="a list of texts.*'big' arrived for 'to_upper'"):
+        decodability(model, TASKS, words={"to_upper": "big"}, **SETTINGS)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvlens.intervals import accuracy, bootstrap, wilson
+from tvlens.intervals import accuracy, bootstrap, differences_over_tasks, over_tasks, wilson
 
 
 @pytest.mark.parametrize(
@@ -123,3 +123,41 @@ def test_accuracy_names_what_there_is(outcomes):
         accuracy(outcomes, "rihgt")
     with pytest.raises(ValueError, match=r"unknown split 'tset'.*test"):
         accuracy(outcomes, "right", split="tset")
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+def test_a_seed_drawn_twice_brings_other_queries(n_seeds):
+    """Where seeds make no difference, two levels make intervals sqrt(2 - 1 / n) times as wide."""
+    rng, n = np.random.default_rng(0), 60
+    asked = np.arange(n_seeds * n).reshape(n_seeds, 1, n)
+    # Every run is another sample of the same world.
+    outcomes = (rng.random((n_seeds, 1, n, 300)) < 0.5).astype(float)
+    low, high = over_tasks(outcomes, asked, n_resamples=1000)
+    ideal = 2 * 1.96 * np.sqrt(0.25 / (n_seeds * n))
+    assert np.sqrt(2 - 1 / n_seeds) == pytest.approx((high - low).mean() / ideal, rel=0.05)
+    assert ((low <= 0.5) & (high >= 0.5)).mean() > 0.94
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_always_right_and_never_are_no_certainties(share):
+    asked = np.array([[["a", "b", "b"], ["a", "c", "d"]], [["b", "a", "a"], ["c", "e", "d"]]])
+    outcomes = np.full((2, 2, 3, 3), share)
+    outcomes[0, 0, 0, 1] = 1 - share
+    outcomes[:, 1, 2, 2] = np.nan  # "d" does not exist there
+    low, high = over_tasks(outcomes, asked)
+    # a and b of the first task; a, c, d and e of the second one.
+    assert (low[0], high[0]) == wilson(share * 6, 6)
+    assert (low[2], high[2]) == wilson(share * 5, 5)
+    drawn = differences_over_tasks(outcomes, asked)
+    assert (low[1], high[1]) == (drawn[0][1], drawn[1][1])
+    assert 0 < high[1] - low[1] < 0.6
+
+
+def test_differences_are_left_to_the_bootstrap():
+    asked = np.arange(10).reshape(1, 1, 10)
+    outcomes = np.zeros((1, 1, 10, 2))
+    outcomes[..., 3:5, 1] = -1
+    low, high = over_tasks(outcomes, asked)
+    assert (low[0], high[0]) == (0, 0) and low[1] < -0.2 < high[1]
+    gains = differences_over_tasks(np.ones((1, 1, 10, 1)), asked)
+    assert [float(end[0]) for end in gains] == [1, 1]

@@ -8,6 +8,7 @@ import torch
 
 import tvlens as tv
 from tests import tiny
+from tvlens import learning
 from tvlens.learning import learn
 
 
@@ -92,3 +93,26 @@ def test_errors() -> None:
     wide = tv.TaskVector(torch.ones(1, 1, 7), (0,))
     with pytest.raises(ValueError, match="width 7"):
         learn(model, prompts, layer=0, start=wide)
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("gpt2")
+    looked = iter([2.0, 1.0, math.nan, 3.0, math.nan])
+    real = learning._Training.loss
+
+    def loss(self: learning._Training, prompt: torch.Tensor) -> torch.Tensor:
+        found = real(self, prompt)
+        return found if torch.is_grad_enabled() else found * 0 + next(looked)
+
+    kept = {}
+    step = learning._Training.step
+
+    def noted(self: learning._Training, number: int, prompt: torch.Tensor) -> float:
+        kept[number] = self.vector.detach().clone()
+        return step(self, number, prompt)
+
+    monkeypatch.setattr(learning._Training, "loss", loss)
+    monkeypatch.setattr(learning._Training, "step", noted)
+    found = learn(model, prompts_of(model), layer=0, steps=20, rate=0.1, seed=3)
+    assert found.best == 5 and found.lowest == 1.0
+    torch.testing.assert_close(found.vector.values[0, 0], kept[5])

@@ -20,6 +20,7 @@ from tvlens.experiments.layer_sweep import LayerSweep, layer_sweep
 from tvlens.experiments.suite import suite
 from tvlens.intervals import wilson
 from tvlens.plots.suite import accuracy_by_depth, model_bars
+from tvlens.provenance import ATTRIBUTE, encode
 from tvlens.tasks import PAPER_TASKS
 from tvlens.testing import tiny_model
 
@@ -212,13 +213,17 @@ def test_bad_input(found: Suite, kept: list[LayerSweep]) -> None:
     model = tiny.model("llama")
     for models, tasks, seeds, message in (
         ([], ["to_upper"], (0,), "at least one model"),
-        (model, [], (0,), "at least one model"),
+        (model, [], (0,), "at least one task"),
+        (model, ["to_upper"], (1, 0, 1), "each seed once; given more than once: 1"),
         (model, ["to_upper"], (), "one seed"),
         (model, "to_upper", (0,), "several tasks are needed, as a list"),
         (model, ["to_uper"], (0,), "Nearest: to_upper"),
     ):
         with pytest.raises(ValueError, match=message):
             suite(models, tasks, seeds=seeds, progress=False, **SETTINGS)
+    for seeds in ("0", [0.5], True):
+        with pytest.raises(TypeError, match="a seed must be a whole number"):
+            module._seeds(seeds)
     with pytest.raises(ValueError, match="Nearest: flat"):
         found.tasks("fla")
     with pytest.raises(ValueError, match="unknown model"):
@@ -235,6 +240,69 @@ def test_bad_input(found: Suite, kept: list[LayerSweep]) -> None:
             Suite.of(sweeps)
     again = Suite.of(first)
     assert again.data["hypothesis"].shape == (1, 2, 2, 14, 4)
+
+
+def changed(sweep: LayerSweep, model: dict[str, Any] | None = None, **facts: Any) -> LayerSweep:
+    made = sweep.provenance
+    made = made | facts | {"model_facts": made["model_facts"] | (model or {})}
+    return LayerSweep(sweep.data.assign_attrs({ATTRIBUTE: encode(made)}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weights_sha256", "0" * 64),
+        ("processing", "fold"),
+        ("dtype", "bfloat16"),
+        ("name", "another"),
+    ],
+)
+def test_two_models_of_one_name_do_not_make_a_suite(
+    kept: list[LayerSweep], found: Suite, key: str, value: str
+) -> None:
+    sweeps = kept[:4]
+    assert sweeps[0].provenance["model_facts"][key] != value
+    mixed = [*sweeps[:3], changed(sweeps[3], {key: value})]
+    with pytest.raises(ValueError, match=f"go by 'm', but are of different {key}.*{value}"):
+        Suite.of({"m": mixed})
+
+
+def test_two_tasks_of_one_name_do_not_make_a_suite(kept: list[LayerSweep], found: Suite) -> None:
+    sweeps = kept[:4]
+    other = changed(sweeps[1], task_fingerprint="another")
+    with pytest.raises(ValueError, match="called 'easy', but are of different task_fingerprint"):
+        Suite.of({"m": [sweeps[0], other, *sweeps[2:]]})
+    # Nor do they where the second model has the other task.
+    own = [changed(one, task_fingerprint="another") for one in sweeps]
+    with pytest.raises(ValueError, match="called 'easy'"):
+        Suite.of({"m": sweeps, "n": own})
+
+
+def test_seeds_use_the_same_items(kept: list[LayerSweep], found: Suite) -> None:
+    sweeps = kept[:4]
+    now = sweeps[1].provenance["answers"]
+    other = changed(sweeps[1], answers="one_token" if now == "any" else "any", n_items=7)
+    with pytest.raises(ValueError, match="seeds of 'easy' on 'm' of different answers, n_items"):
+        Suite.of({"m": [sweeps[0], other, *sweeps[2:]]})
+
+
+def test_one_seed_needs_no_list() -> None:
+    one = suite(tiny_model(), ["to_upper"], seeds=3, progress=False, **SETTINGS)
+    assert one.data["seed"].values.tolist() == [3]
+
+
+def test_intervals_of_means_have_width_where_all_or_none_is_right(found: Suite) -> None:
+    data = found.data.copy(deep=True)
+    data["regular"][:], data["hypothesis"][:], data["control"][:] = True, 1.0, 0.0
+    result = Suite(data)
+    right = result.outcomes().sel(model="deep")
+    n = sum(len(set(one.ravel().tolist())) for one in right["query"].transpose("task", ...).values)
+    row = result.means("deep").loc[ALL]
+    assert (row["regular_low"], row["regular_high"]) == wilson(n, n)
+    assert (row["control_low"], row["control_high"]) == wilson(0, n)
+    curves = result.curves().sel(model="deep")
+    assert np.allclose(curves["hypothesis_low"], wilson(n, n)[0])
+    assert np.allclose(curves["control_high"], wilson(0, n)[1])
 
 
 def test_all_of_the_paper_is_the_default() -> None:

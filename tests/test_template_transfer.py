@@ -1,5 +1,6 @@
 """Theta between templates: the layer sweep on the diagonal, plain hooks off it, no-ops, and controls."""
 
+import json
 import random
 from dataclasses import replace
 from functools import cache
@@ -100,11 +101,15 @@ def test_own_states_in_their_own_place_change_nothing(monkeypatch: pytest.Monkey
         return replace(made, dummies=(made.regular,), zero_shot=made.regular)
 
     monkeypatch.setattr(module, "build_prompts", same)
-    one = template_transfer(tiny.model("llama"), halves()[:1], templates=["example"], **SETTINGS)
+    settings = SETTINGS | {"n_test": 24}
+    one = template_transfer(tiny.model("llama"), halves()[:1], templates=["example"], **settings)
     data = one.data.isel(task=0, made=0, used=0)
     assert np.array_equal(data["hypothesis"], data["regular"])
     assert not np.array_equal(data["control"], data["regular"])
     assert "in others" not in one.finding()
+    # There is no other template: none, which a JSON file can say and NaN cannot.
+    assert one.summary()["other"] is None
+    json.dumps(one.summary(), allow_nan=False)
 
 
 def test_what_a_template_cannot_judge_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,12 +144,37 @@ def test_what_a_template_cannot_judge_is_not_counted(monkeypatch: pytest.MonkeyP
     assert float(means["hypothesis_low"]) <= counted.mean() <= float(means["hypothesis_high"])
 
 
+def test_every_pair_and_task_has_a_control_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[torch.Tensor] = []
+
+    def asked(model: Any, prompts: Any, cells: Any) -> Any:
+        if cells[0][0] == ():
+            for some in cells:
+                thetas, controls = some[1:3], some[3:]
+                for (theta,), (control,) in zip(thetas, controls, strict=True):
+                    assert torch.allclose(theta.given.norm(dim=-1), control.given.norm(dim=-1))
+                    drawn.append(control.given / control.given.norm(dim=-1, keepdim=True))
+        return bare(model, prompts, cells)
+
+    bare = module._bare
+    monkeypatch.setattr(module, "_bare", asked)
+    template_transfer(tiny.model("llama"), halves(), templates=["example", "qa"], **SETTINGS)
+    directions = torch.cat(drawn)
+    assert len(directions) == 2 * 2 * 2 * 10
+    alike = directions @ directions.T - torch.eye(len(directions))
+    assert alike.abs().max() < 0.75
+
+
 def test_bad_input() -> None:
     model, task = tiny.model("llama"), halves()[0]
     with pytest.raises(ValueError, match="template 'arow'.*arrow"):
         template_transfer(model, [task], templates=["arow"], **SETTINGS)
     with pytest.raises(ValueError, match="more than once: 'qa'"):
         template_transfer(model, [task], templates=["qa", "qa"], **SETTINGS)
+    with pytest.raises(ValueError, match=r"'example' and 'example:\{x\}->.*' are the same one"):
+        template_transfer(model, [task], templates=["example", "example:{x}->{y}\n"], **SETTINGS)
+    with pytest.raises(ValueError, match="n_dummy >= 1; 0 arrived"):
+        template_transfer(model, [task], n_dummy=0, **SETTINGS)
     with pytest.raises(ValueError, match="as a list"):
         template_transfer(model, [task], templates="qa", **SETTINGS)
     made = tv.build_prompts(task, model, n=2, seed=0, answers="any")

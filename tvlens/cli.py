@@ -1,6 +1,7 @@
-"""The command line: ``tvlens demo``, ``tvlens run NAME``, ``tvlens tasks``, ``tvlens models``.
+"""The command line: ``tvlens demo``, ``run NAME``, ``compare``, ``tasks``, ``models``.
 
-``run`` is the one door to every experiment: an experiment registers itself and is known here from then on.
+``run`` is the door to every experiment: an experiment registers itself and is known here from then on.
+``compare`` has one of its own, since it takes several seeds and goes on where it was stopped.
 Results go to files; what the terminal shows is a summary of them.
 """
 
@@ -118,7 +119,7 @@ def run(
     settings = {k: v for k, v in given.items() if v is not None} | {"seed": seed}
     settings |= dict(map(_setting, more or ()))
     results = _run_all(name, model, _tasks(tasks) if tasks else None, settings, console, out)
-    summaries = [result.summary() for result in results]
+    summaries = _plain([result.summary() for result in results])
     if out is not None:
         report = _write(results, out, title=f"{name} on {model}")
         console.print(f"Wrote [bold]{escape(str(report))}[/bold].")
@@ -210,6 +211,11 @@ def main() -> None:
         sys.exit(1)
 
 
+def _plain(summaries: "Sequence[dict[str, Any]]") -> list[dict[str, Any]]:
+    """JSON has no word for what is no number."""
+    return [{k: None if v != v else v for k, v in summary.items()} for summary in summaries]
+
+
 def _setting(text: str) -> tuple[str, Any]:
     """Read ``name=value``; a value that is no JSON is text."""
     name, equals, value = text.partition("=")
@@ -279,6 +285,7 @@ def _run_all(
     return results
 
 
+_NO_SETTINGS = ("progress", "keep", "lens")  # what no text can give
 _COMMON = ("shots", "n_dev", "n_test", "seed", "template", "answers")
 
 
@@ -287,12 +294,14 @@ def _accepted(function: Callable[..., Any], settings: dict[str, Any], name: str)
     known = inspect.signature(function).parameters
     if "progress" not in known:
         raise TypeError(f"experiment {name!r} takes no 'progress'; add it to its signature.")
+    own = [
+        p.name for p in known.values() if p.kind is p.KEYWORD_ONLY and p.name not in _NO_SETTINGS
+    ]
     for key in settings:
-        if key not in known and key not in _COMMON:
-            own = [p.name for p in known.values() if p.kind is p.KEYWORD_ONLY]
+        if key not in own and key not in _COMMON:
             raise unknown(f"setting of {name}", key, own)
-    if "seeds" in known and "seeds" not in settings:
-        settings = {**settings, "seeds": [settings["seed"]]}
+    if "seeds" in known:
+        settings = {"seeds": [settings["seed"]], **settings}
     return {key: value for key, value in settings.items() if key in known}
 
 
@@ -310,9 +319,8 @@ def _write(results: "Sequence[Result]", out: Path, *, title: str) -> Path:
     from tvlens.pages import page
     from tvlens.reports import report
 
-    summary = json.dumps(
-        [r.summary() for r in results], indent=1, ensure_ascii=False, allow_nan=False
-    )
+    summaries = _plain([result.summary() for result in results])
+    summary = json.dumps(summaries, indent=1, ensure_ascii=False, allow_nan=False)
     (out / "summary.json").write_text(summary + "\n", encoding="utf-8")
     command = shlex.join(["tvlens", *sys.argv[1:]])
     (out / "page.md").write_text(

@@ -53,7 +53,12 @@ class Learned:
     @property
     def best(self) -> int:
         """How many steps the kept vector has behind it."""
-        return self.steps[int(self.held_out.nan_to_num(torch.inf).argmin())]
+        return self.steps[int(self.held_out.nan_to_num(torch.inf, torch.inf).argmin())]
+
+    @property
+    def lowest(self) -> float:
+        """The kept vector's loss on the held-out queries, in nats."""
+        return float(self.held_out.nan_to_num(torch.inf, torch.inf).min())
 
 
 def learn(
@@ -233,6 +238,11 @@ class _Training:
         return value
 
 
+def _lower(one: float, other: float) -> bool:
+    """Whether a loss is better than another one; what is no number is worst."""
+    return one < other or (math.isnan(other) and not math.isnan(one))
+
+
 def _train(
     training: _Training,
     fit: Int[Tensor, " fit"],
@@ -256,7 +266,7 @@ def _train(
         with torch.no_grad():
             looks.append(float(training.loss(held)))
         at.append(number + 1)
-        if not looks[best] <= looks[-1]:
+        if _lower(looks[-1], looks[best]):
             best, training.best = len(looks) - 1, training.vector.detach().clone()
         elif at[-1] - at[best] >= patience:
             return losses, looks, at, "no longer better"

@@ -308,7 +308,7 @@ def _outputs(task: Task, demos: tuple[str, ...], labels: str, stream: str) -> li
     rng = random.Random(f"{stream}:labels")
     tried = []
     for _ in range(_SHUFFLES):
-        moved = _moved(own, rng)
+        moved = deranged(own, rng)
         wrong = sum(y not in task.answers[x] for x, y in zip(demos, moved, strict=True))
         if wrong == len(demos):
             return moved
@@ -316,12 +316,22 @@ def _outputs(task: Task, demos: tuple[str, ...], labels: str, stream: str) -> li
     return max(tried, key=lambda pair: pair[0])[1]
 
 
-def _moved(outputs: list[str], rng: random.Random) -> list[str]:
+def deranged(outputs: Sequence[Any], rng: random.Random) -> list[Any]:
     """Permute outputs so that as few as possible stay the same.
 
-    In a circle with equal outputs side by side, a step as long as the largest group leaves it.
+    Args:
+        outputs: What is permuted; equal ones count as the same.
+        rng: Where random numbers come from.
+
+    Returns:
+        The outputs in another order.
+
+    Example:
+        >>> deranged(["a", "a", "b", "c"], random.Random(0))[:2] != ["a", "a"]
+        True
     """
-    groups: dict[str, list[int]] = {}
+    # In a circle with equal outputs side by side, a step as long as the largest group leaves it.
+    groups: dict[Any, list[int]] = {}
     for i in rng.sample(range(len(outputs)), len(outputs)):
         groups.setdefault(outputs[i], []).append(i)
     order = [i for group in sorted(groups.values(), key=len, reverse=True) for i in group]

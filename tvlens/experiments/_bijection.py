@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from tvlens.intervals import bootstrap, wilson
+from tvlens.intervals import bootstrap
 from tvlens.results import Result
+from tvlens.scoring import of_queries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +80,7 @@ class Bijection(Result):
                     mine = ~np.isnan(right) & ((way == direction) | (direction == "both"))
                     n = len(set(asked[mine].tolist()))
                     rate = float(right[mine].mean()) if n else float("nan")
-                    low, high = wilson(rate * n if n else 0.0, n)
+                    low, high = of_queries(rate, asked[mine].tolist()) if n else (rate, rate)
                     rows.append((task, run, direction, rate, low, high, n))
         names = ["task", "run", "direction", "accuracy", "low", "high", "n_queries"]
         return pd.DataFrame(rows, columns=names)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from tvlens.intervals import over_tasks, wilson
+from tvlens.intervals import over_tasks
 from tvlens.results import Result
 
 if TYPE_CHECKING:
@@ -92,9 +92,10 @@ class Choices(Result):
         "after one layer at the last token of the bare query. Each variant changes one thing, chooses its "
         "own layer on dev queries, and is judged on test queries by first token. Its control writes random "
         "directions of the same length, in the same way, at the same layer and places. Differences to the "
-        "default are paired by prompt. Intervals, 95 %: Wilson's over distinct queries for the accuracies of "
-        "one task, else a percentile bootstrap over distinct queries within each task; not corrected for "
-        "the number of variants."
+        "default are paired by prompt. Dev prompts show no test query. Numbers of dummy queries share "
+        "their demonstrations; numbers of shots have others. Where all separator tokens are one, writing at "
+        "them is the default, and is left out. Intervals, 95 %: a percentile bootstrap over distinct queries "
+        "within each task, and Wilson's for accuracies of 0 and 1; not corrected for the number of variants."
     )
 
     @property
@@ -117,26 +118,26 @@ class Choices(Result):
         import pandas as pd
 
         names = [str(name) for name in self.data["variant"].values]
-        right = {run: self.data[run].transpose("task", "prompt", "variant").values for run in RUNS}
+        right = {
+            run: self.data[run].transpose("task", "prompt", "variant").values.astype(float)
+            for run in RUNS
+        }
         floors = [
-            self.data[run].transpose("task", "prompt").values for run in ("baseline", "regular")
+            self.data[run].transpose("task", "prompt").values[..., None].astype(float)
+            for run in ("baseline", "regular")
         ]
-        default = right["hypothesis"][..., :1]
-        every = np.concatenate(
-            [
-                *right.values(), right["hypothesis"].astype(float) - default.astype(float),
-                *(floor[..., None] for floor in floors),
-            ],
-            axis=-1,
-        ).astype(float)  # fmt: skip
-        queries = self.data["query"].transpose("task", "prompt").values
-        low, high = over_tasks(every[None], queries[None])
-        mean = every.mean(axis=(0, 1))
-        if len(every) == 1:
-            n, shares = len(set(queries[0].tolist())), np.delete(mean, _differences(len(names)))
-            ends = wilson(shares * n, np.full(shares.shape, n))
-            for old, new in zip((low, high), ends, strict=True):
-                old[np.delete(np.arange(len(mean)), _differences(len(names)))] = new
+        theta = right["hypothesis"]
+        # A column of -1 says that these are differences, also where no variant is worse anywhere.
+        differences = np.concatenate([theta - theta[..., :1], np.full_like(theta[..., :1], -1)], -1)
+        queries = self.data["query"].transpose("task", "prompt").values[None]
+        ends = over_tasks(np.concatenate([*right.values(), *floors], -1)[None], queries)
+        clear = [end[:-1] for end in over_tasks(differences[None], queries)]
+        every = np.concatenate([*right.values(), differences[..., :-1], *floors], -1)
+        mean, at = every.mean(axis=(0, 1)), 2 * len(names)
+        low, high = (
+            np.concatenate([end[:at], some, end[at:]])
+            for end, some in zip(ends, clear, strict=True)
+        )
         parts = {"": mean, "_low": low, "_high": high}
         n = len(names)
         table = pd.DataFrame(index=pd.Index([*names, "baseline", "regular"], name="variant"))
@@ -176,7 +177,9 @@ class Choices(Result):
                 "spread": own.max() - own.min(), "lowest": own.min(), "lowest_variant": own.idxmin(),
                 "highest": own.max(), "highest_variant": own.idxmax(),
             }  # fmt: skip
-        found = pd.DataFrame.from_dict(rows, orient="index").rename_axis("factor")
+        names = ["spread", "lowest", "lowest_variant", "highest", "highest_variant"]
+        found = pd.DataFrame.from_dict(rows, orient="index", columns=None if rows else names)
+        found = found.rename_axis("factor")
         return found.sort_values("spread", ascending=False, kind="stable")
 
     def finding(self) -> str:
@@ -254,8 +257,3 @@ WORDS = {
     "shots": "number of demonstrations",
 }
 """What factors are called in a sentence."""
-
-
-def _differences(n: int) -> np.ndarray:
-    """Columns that hold differences, which are no shares."""
-    return np.arange(2 * n, 3 * n)

@@ -1,13 +1,13 @@
 """What a comparison of methods found, task by task and seed by seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from tvlens.intervals import over_tasks
+from tvlens.intervals import differences_over_tasks, over_tasks
 from tvlens.methods import TRAINED
 from tvlens.provenance import ATTRIBUTE, encode
 from tvlens.results import Result
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 REFERENCES = ("baseline", "regular")
 """Runs that are no method."""
+FLOORS = ("majority", "query_blind")
+"""What a run must pass to have read the query."""
 UNTOUCHED = ("none", "regular")
 """Writers where nothing is written: without demonstrations and with them."""
 
@@ -34,6 +36,7 @@ class Comparison(Result):
         "correct": ("task", "seed", "run", "prompt"),
         "kl": ("task", "seed", "run", "prompt"),
         "control": ("task", "seed", "way", "prompt"),
+        "floor": ("task", "seed", "floor_kind", "prompt"),
         "elsewhere": ("task", "seed", "where", "writer", "prompt"),
         "forwards": ("task", "seed", "way"),
     }
@@ -43,12 +46,15 @@ class Comparison(Result):
         "test queries, and chooses layer and settings on them. It is written at the last token of test "
         "queries without demonstrations; a prediction is right when it is the first token of an accepted "
         "answer. "
-        "Baseline: nothing is written. Regular: demonstrations in the prompt. Control: random directions as "
-        "long as what the method writes, in the same places; learned shuffled is a control, too, trained on "
+        "Baseline: nothing is written. Regular: demonstrations in the prompt. Floors: majority is the most "
+        "common dev answer, query blind mean theta at the last layer, constant the best single token in "
+        "hindsight; a run that is not above them has read no query, and wins nothing. Control: random "
+        "directions as long as what the method writes, others for each prompt, in the same places; where "
+        "vectors are added they leave much of the baseline. Learned shuffled is a control, too, trained on "
         "the answers of other queries, and still theta where that helps nothing. KL: from the prediction "
         "with demonstrations to that of the run, in nats. Forwards: prompts through the model; a training "
-        "step counts three times. Intervals: "
-        "percentile bootstrap over seeds and, within each task and seed, over distinct queries, 95 %."
+        "step counts three times, and a prompt one however long it is. Intervals: percentile bootstrap over "
+        "seeds (three say little about others) and, within each task and seed, over distinct queries, 95 %."
     )
 
     @property
@@ -79,8 +85,8 @@ class Comparison(Result):
             ``accuracy`` with ``accuracy_low`` and ``accuracy_high``; ``lowest, highest`` of the seeds;
             ``of_regular``, the share of the accuracy with demonstrations; ``gain``, how much better it is
             than these, paired by query, with ``gain_low`` and ``gain_high``; ``wins``, the number of tasks
-            on which it is at least as good; ``kl``; and of methods ``control``, the accuracy of random
-            directions, and ``forwards`` and ``seconds`` a task.
+            on which it is at least as good and above the floors; ``kl``; and of methods ``control``, the
+            accuracy of random directions, and ``forwards`` and ``seconds`` a task.
 
         Example:
             >>> result.means().loc["mean", "accuracy"]  # doctest: +SKIP
@@ -88,8 +94,10 @@ class Comparison(Result):
         correct = self.data["correct"].astype(float)
         seeds = correct.mean(["task", "prompt"]).transpose("seed", "run").values
         at = list(map(str, self.data["run"].values)).index("regular")
-        low, high = self._ends(correct, level)
-        worst, most = self._ends(correct - correct.sel(run="regular"), level)
+        low, high = self._ends(over_tasks, correct, level)
+        worst, most = self._ends(
+            differences_over_tasks, correct - correct.sel(run="regular"), level
+        )
         tasks, means = self.by_task(), seeds.mean(axis=0)
         found = pd.DataFrame(
             {
@@ -100,7 +108,9 @@ class Comparison(Result):
             },
             index=pd.Index([str(n) for n in self.data["run"].values], name="run"),
         )  # fmt: skip
-        found["wins"] = (tasks.to_numpy() >= tasks[["regular"]].to_numpy() - 1e-9).sum(axis=0)
+        as_good = tasks.to_numpy() >= tasks[["regular"]].to_numpy() - 1e-9
+        above = tasks.to_numpy() > self.floors().to_numpy().max(axis=1, keepdims=True) + 1e-9
+        found["wins"] = (as_good & above).sum(axis=0)
         found["kl"] = self.data["kl"].mean(["task", "seed", "prompt"]).values
         for name in ("control", "forwards", "seconds"):
             table = self.data[name].astype(float)
@@ -109,11 +119,49 @@ class Comparison(Result):
             found[name] = [known.get(str(run), np.nan) for run in found.index]
         return found
 
-    def _ends(self, values: xr.DataArray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    def gains(self, *, level: float = 0.95) -> pd.DataFrame:
+        """How much better than demonstrations each method is on each task, paired by query.
+
+        Args:
+            level: Confidence level between 0 and 1.
+
+        Returns:
+            By task, each method's difference with ``_low`` and ``_high``.
+        """
+        correct = self.data["correct"].astype(float)
+        apart = correct - correct.sel(run="regular")
+        rows = {}
+        for task in map(str, self.data["task"].values):
+            low, high = self._ends(differences_over_tasks, apart.sel(task=[task]), level)
+            mean = apart.sel(task=task).mean(["seed", "prompt"]).values
+            parts = zip(map(str, apart["run"].values), mean, low, high, strict=True)
+            rows[task] = {
+                f"{run}{end}": value
+                for run, *three in parts
+                if run in self.methods
+                for end, value in zip(("", "_low", "_high"), three, strict=True)
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
+
+    def floors(self) -> pd.DataFrame:
+        """Accuracy of what has not read the query, by task, mean over seeds.
+
+        Returns:
+            ``majority``, always the most common dev answer; ``query_blind``, mean theta at the last layer;
+            ``constant``, the best single token in hindsight.
+        """
+        means = self.data["floor"].astype(float).mean(["seed", "prompt"]).transpose("task", ...)
+        index = pd.Index(means["task"].values.astype(str), name="task")
+        found = pd.DataFrame(means.values, index=index, columns=list(FLOORS))
+        return found.assign(constant=self.data["constant"].mean("seed").values)
+
+    def _ends(
+        self, of: Callable[..., tuple[np.ndarray, np.ndarray]], values: xr.DataArray, level: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Ends of an interval of each run's mean."""
-        asked = self.data["query"].transpose("seed", "task", "prompt")
+        asked = self.data["query"].sel(task=values["task"]).transpose("seed", "task", "prompt")
         kept = values.transpose("seed", "task", "prompt", "run")
-        return over_tasks(kept.values, asked.values, level=level)
+        return of(kept.values, asked.values, level=level)
 
     def elsewhere(self) -> pd.DataFrame:
         """Accuracy where vectors were not made for, mean over tasks and seeds.
@@ -143,8 +191,8 @@ class Comparison(Result):
             row: Any = table.loc[name].to_dict()
             return (
                 f"{name.replace('_', ' ')} {row['accuracy']:.2f} ({row['accuracy_low']:.2f} to "
-                f"{row['accuracy_high']:.2f}), at "
-                f"least as good as demonstrations on {row['wins']:.0f} of {n} tasks"
+                f"{row['accuracy_high']:.2f}), at least as good as demonstrations (and above the floors) on "
+                f"{row['wins']:.0f} of {n} tasks"
             )
 
         methods = table.loc[list(self.methods), "accuracy"]
@@ -173,7 +221,8 @@ class Comparison(Result):
         """Means over tasks, accuracies by task, and what happens elsewhere."""
         return {
             "Means over tasks": self.means(),
-            "By task": self.by_task(),
+            "By task": self.by_task().join(self.floors()),
+            "Against demonstrations, task by task": self.gains(),
             "Elsewhere": self.elsewhere(),
         }
 
@@ -209,7 +258,7 @@ class Comparison(Result):
         if not parts:
             raise ValueError("there is nothing to join.")
         first = parts[0].provenance
-        same = ("model", "shots", "n_dummy", "template", "answers", "n_dev", "n_test")
+        same = ("model", "origin", "shots", "n_dummy", "template", "answers", "n_dev", "n_test")
         for part in parts[1:]:
             differ = [name for name in same if part.provenance[name] != first[name]]
             for dim in ("run", "where"):

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from tvlens.intervals import bootstrap, wilson
+from tvlens._errors import whole
+from tvlens.intervals import over_tasks
 from tvlens.results import Result
+from tvlens.scoring import of_queries
 from tvlens.tasks import Task
 
 if TYPE_CHECKING:
@@ -27,22 +29,26 @@ PLACES = {
 
 
 def list_tasks(
-    rule: Task, *, n_lists: int = 200, lengths: Sequence[int] = (2, 3, 4), seed: int = 0
+    rule: Task, *, n_lists: int = 200, lengths: int | Sequence[int] = (2, 3, 4), seed: int = 0
 ) -> dict[str, Task]:
     """Make four tasks over the same lists: first or last item, as it is or with a rule applied to it.
 
     Args:
         rule: What is applied, e.g. ``to_upper``: from ``a,b,c`` the last with the rule is ``C``.
         n_lists: How many lists, at most.
-        lengths: How many items a list may have.
+        lengths: How many items a list may have; one number, or several.
         seed: Decides the lists.
 
     Returns:
         ``first``, ``last``, and ``first_rule``, ``last_rule`` with the rule applied. All have one name,
-        because it is the name that decides which prompts a seed gives.
+        because it is the name that decides which prompts a seed gives. No list has an answer that is
+        right in two of them (of ``b,x,a``, say, the first is ``b``, and so is the letter after the last);
+        a rule that leaves all its items as they are is taken as it is.
 
     Raises:
-        ValueError: The rule has too few items without a comma, or a length is below 2.
+        ValueError: The rule has too few items without a comma, a length is below 2, or every list has an
+            answer that is right in two tasks.
+        TypeError: A length is no whole number.
 
     Example:
         >>> import tvlens as tv
@@ -53,18 +59,27 @@ def list_tasks(
     References:
         Todd et al. 2024, arXiv:2310.15213, section 3.3.
     """
-    items = [x for x in rule.inputs if "," not in x]
-    if len(items) < max(lengths, default=0) or min(lengths, default=0) < 2:
+    sizes = several_lengths(lengths)
+    every = [x for x in rule.inputs if "," not in x]
+    items = [x for x in every if x not in rule.answers[x]] or every
+    if len(items) < max(sizes):
         raise ValueError(
-            f"lists of {', '.join(map(str, lengths))} items asked for; they need at least 2 items, and task "
-            f"{rule.name!r} has {len(items)} without a comma. Rules that work: to_upper, next_letter."
+            f"lists of {', '.join(map(str, sizes))} items asked for, but task {rule.name!r} has {len(items)} "
+            "without a comma that the rule changes. Rules that work: to_upper, next_letter."
         )
     rng, lists = random.Random(f"{seed}:{rule.name}:lists"), {}
     for i in range(20 * n_lists):
-        chosen = rng.sample(items, lengths[i % len(lengths)])
-        lists[",".join(chosen)] = chosen
+        chosen = rng.sample(items, sizes[i % len(sizes)])
+        first, last = ({x, *rule.answers[x]} for x in (chosen[0], chosen[-1]))
+        if first.isdisjoint(last):
+            lists[",".join(chosen)] = chosen
         if len(lists) == n_lists:
             break
+    if not lists:
+        raise ValueError(
+            f"no list of items of task {rule.name!r} keeps the answers of its first and last item apart "
+            f"(n_lists = {n_lists}). Rules that work: to_upper, next_letter."
+        )
     made = {
         "first": {x: (some[0],) for x, some in lists.items()},
         "last": {x: (some[-1],) for x, some in lists.items()},
@@ -76,6 +91,33 @@ def list_tasks(
         which: Task(name, "composition", answers, spaced=rule.spaced, **known)
         for which, answers in made.items()
     }
+
+
+def several_lengths(lengths: int | Sequence[int]) -> tuple[int, ...]:
+    """Turn one length or several into a tuple, or say what is valid.
+
+    Args:
+        lengths: How many items a list may have.
+
+    Returns:
+        The same, at least one, each at least 2.
+
+    Raises:
+        ValueError: There is none, or one is below 2.
+        TypeError: One is no whole number.
+
+    Example:
+        >>> several_lengths(3), several_lengths([2, 4])
+        ((3,), (2, 4))
+    """
+    given = lengths if isinstance(lengths, Sequence | np.ndarray) else [lengths]
+    sizes = tuple(whole("a length", one) for one in given)
+    if not sizes or min(sizes) < 2:
+        said = ", ".join(map(str, sizes)) or "none"
+        raise ValueError(
+            f"lists need a length of at least 2 items, e.g. (2, 3, 4); {said} arrived."
+        )
+    return sizes
 
 
 class Composition(Result):
@@ -101,7 +143,8 @@ class Composition(Result):
         "mean outputs of heads chosen by their effects on AC, BC and AD, are added there. Every vector, "
         "controls too, is put at the layer where it does best at BD on dev queries. Lists of test queries "
         "are none of those that vectors were made of. Random vector: a new direction for each prompt, as "
-        "long as the composed one. Wilson 95 % intervals count distinct queries."
+        "long as the composed one. Lists with an answer that is right at two corners are left out. Wilson "
+        "95 % intervals count distinct queries; those of differences draw them again (bootstrap)."
     )
 
     @property
@@ -121,7 +164,7 @@ class Composition(Result):
         rows = []
         for target in map(str, self.data["target"].values):
             one = self.data.sel(target=target)
-            queries = len(set(one["query"].values.tolist()))
+            queries = one["query"].values.tolist()
             for vector in map(str, one["vector"].values):
                 some = one.sel(vector=vector)
                 for run in map(str, one["run"].values):
@@ -163,11 +206,15 @@ class Composition(Result):
 
         Returns:
             Accuracy of the composed vector less that of the other, and the ends of a bootstrap interval over
-            prompts.
+            distinct queries.
         """
-        said = self.data["says"].sel(target=target, vector=vector, corner="bd").astype(float)
+        one = self.data.sel(target=target, vector=vector, corner="bd")
+        said = one["says"].astype(float)
         each = (said.sel(run="composed") - said.sel(run=other)).values
-        return (float(each.mean()), *bootstrap(each))
+        if not each.any():
+            return 0.0, 0.0, 0.0
+        low, high = over_tasks(each[None, None, :, None], one["query"].values[None, None])
+        return float(each.mean()), float(low[0]), float(high[0])
 
     def finding(self) -> str:
         """How composed vectors do, against direct ones and the best part."""
@@ -217,10 +264,10 @@ class Composition(Result):
         return {"Composed and direct vectors": self.plot(), "By layer": layers}
 
 
-def _rate(said: xr.DataArray, queries: int) -> dict[str, float]:
+def _rate(said: xr.DataArray, queries: Sequence[str]) -> dict[str, float]:
     right = said.astype(float)
     share = float(right.sel(corner="bd").mean())
-    low, high = wilson(share * queries, queries)
+    low, high = of_queries(share, queries)
     others = {f"says_{c}": float(right.sel(corner=c).mean()) for c in CORNERS if c != "bd"}
     return {"accuracy": share, "low": low, "high": high, **others}
 

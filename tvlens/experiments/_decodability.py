@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
-from tvlens.experiments._readout import advantages
+from tvlens.experiments._readout import answers_above
 from tvlens.intervals import accuracy, bootstrap
 from tvlens.results import Result
 
@@ -48,17 +48,19 @@ class Decodability(Result):
     }
     table: ClassVar[tuple[str, ...]] = ("steer", "steer_random", "bare")
     method: ClassVar[str] = (
-        "A task's answers are cut into halves that share no first token. Mean theta is made from prompts of "
-        "one half; its queries, demonstrations and dummy queries hold no answer of the other, and both "
-        "halves take turns. Steerable: theta replaces the residual stream at the last token of bare queries "
-        "that have those unseen answers, at the layer that is best for this on dev queries. Decodable: the "
-        "same vector goes through the final norm and the unembedding; AUC is the chance that the first token "
-        "of an unseen answer ranks above one of another task's answers, tokens that occur in theta's own "
-        "prompts left out. Best AUC: at the layer that is best for reading, chosen on dev answers. Both are "
-        "reported on test answers. Controls: thetas of the other tasks (task labels shuffled) and random "
-        "directions, for the best AUC with a layer chosen in the same way; for steering, random vectors of "
-        "the same norm and the bare query. Intervals, 95 %: bootstrap over answers for AUC, Wilson for "
-        "accuracies. A task counts as decodable if the interval of its AUC lies above 0.5 and above the mean "
+        "A task's answers are cut into halves, such that no first token is accepted in both. Mean theta is "
+        "made from prompts of one half; its queries, demonstrations and dummy queries hold no answer of the "
+        "other, and both halves take turns. Steerable: theta replaces the residual stream at the last token "
+        "of bare queries that have those unseen answers, at the layer that is best for this on dev queries. "
+        "Decodable: the same vector goes through the final norm and the unembedding; AUC is the chance that "
+        "the first token of an unseen answer ranks above one of another task's answers, tokens that occur in "
+        "theta's own prompts left out; where a theta is judged on another task's answers, those of its own "
+        "task are left out of what they are compared with. Best AUC: at the layer that is best for reading, "
+        "chosen on dev answers. Both are reported on test answers. Controls: thetas of the other tasks (task "
+        "labels shuffled; three tasks or more) and random directions, for the best AUC with a layer chosen "
+        "in the same way; for steering, random vectors of the same norm, one for each query, and the bare "
+        "query. Intervals, 95 %: bootstrap over answers for AUC, Wilson for accuracies. A task counts as "
+        "decodable if the interval of its AUC lies above 0.5 and above the mean "
         "of other tasks' thetas, and the AUC above 95 % of random directions; as steerable if the bootstrap "
         "interval of its gain over each of random vector and bare query lies above 0."
     )
@@ -95,18 +97,21 @@ class Decodability(Result):
             The shares; their mean over answers is the AUC.
         """
         one = self.data.sel(task=task)
-        asked, shown = one["asked"].sel(part=part).values, one["shown"].values
-        foreign = ~one["member"].values
-        rank = one["rank"].transpose("half", "layer", "token").values
-        halves = zip(rank, asked, shown, strict=True)
-        return np.concatenate([advantages(r, a & ~s, foreign & ~s) for r, a, s in halves])
+        rank, asked = one["rank"], one["asked"].sel(part=part)
+        return answers_above(
+            rank.transpose("half", "layer", "token").values,
+            asked.transpose("half", "token").values,
+            ~one["member"].values,
+            one["shown"].transpose("half", "token").values,
+        )
 
     def rates(self) -> pd.DataFrame:
         """Say for each task how decodable and how steerable theta is, with controls.
 
         Returns:
             By task: family; ``steer`` with its interval, ``steer_random``, ``bare``, ``steer_layer``; at that
-            layer ``auc`` with its interval, ``auc_other`` (mean over the other tasks' thetas),
+            layer ``auc`` with its interval, ``auc_other`` (mean over the other tasks' thetas;
+            NaN of two tasks, since there is no third one to judge against),
             ``auc_random`` (mean of random directions) and ``auc_random_high`` (their 95 % quantile), and
             ``share`` of the top tokens that are answers or words of the task, with ``share_other`` and
             ``share_random``; the same of ``auc_best``, at ``decode_layer``; ``answers``, how many unseen
@@ -241,14 +246,18 @@ class Decodability(Result):
         read, later = int(steers["decodable"].sum()), int(steers["decodable_best"].sum())
         name = "tuned lens" if self.lens == "tuned" else "vocabulary projection"
         mean = table.select_dtypes("number").mean()
+        others, best_others = (
+            f"other tasks' thetas {mean[name]:.2f}" if mean[name] == mean[name] else "no third task"
+            for name in ("auc_other", "auc_best_other")
+        )
         return (
             f"Theta steers {len(steers)} of {n} tasks towards answers it has not seen; in {read} of these "
             f"{len(steers)} the {name} of the same vector ranks those answers above other tasks', at the "
             f"best layer for reading in {later}. Means: accuracy {mean['steer']:.2f} (random "
             f"{mean['steer_random']:.2f}); AUC {mean['auc']:.2f} where it steers, layer "
-            f"{table['steer_layer'].median():.0f} (other tasks' thetas {mean['auc_other']:.2f}, random "
+            f"{table['steer_layer'].median():.0f} ({others}, random "
             f"{mean['auc_random']:.2f}), and {mean['auc_best']:.2f} at layer "
-            f"{table['decode_layer'].median():.0f} (other tasks' {mean['auc_best_other']:.2f})."
+            f"{table['decode_layer'].median():.0f} ({best_others})."
         )
 
     def summary(self) -> dict[str, Any]:
@@ -299,7 +308,8 @@ class Decodability(Result):
 
 def _above(row: Mapping[str, Any], area: str) -> bool:
     """Whether an AUC passes chance and its controls."""
-    passes = row[f"{area}_low"] > max(0.5, row[f"{area}_other"])
+    # Of two tasks there is no third one against which the other's theta could be judged.
+    passes = row[f"{area}_low"] > np.nanmax([0.5, row[f"{area}_other"]])
     return bool(passes and row[area] > row[f"{area}_random_high"])
 
 

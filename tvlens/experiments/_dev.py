@@ -1,5 +1,6 @@
 """What several experiments share: tasks by name, a layer chosen on dev queries, other templates, controls."""
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from einops import reduce
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
+from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, FirstToken, Request, run
 from tvlens.extraction import extract
 from tvlens.prompts import Prompts, build_prompts, usable_items
@@ -31,6 +33,11 @@ def resolved(tasks: Sequence[Task | str]) -> dict[str, Task]:
     """
     if isinstance(tasks, str | Task):
         raise ValueError(f"several tasks are needed, as a list; {tasks!r} arrived.")
+    for task in tasks:
+        if not isinstance(task, str | Task):
+            raise TypeError(f"a task is a Task or its name; {task!r} arrived.")
+    if not tasks:
+        raise ValueError("at least one task is needed; an empty list arrived.")
     loaded = [load_task(task) if isinstance(task, str) else task for task in tasks]
     names = [task.name for task in loaded]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -104,18 +111,42 @@ def same_queries(
     return build_prompts(task, model, template=template, **how)
 
 
-def random_cell(cell: Sequence[Edit], *, seed: int) -> tuple[Edit, ...]:
+def random_cell(cell: Sequence[Edit], *, seed: str, n: int) -> tuple[Edit, ...]:
     """Write random directions of the same length at the same places: the control of what a cell writes.
 
     Args:
         cell: Edits with values of their own.
-        seed: Decides the directions.
+        seed: Decides the directions; name in it what is controlled, so that controls differ.
+        n: How many prompts there are. Each has directions of its own, also where one vector is for all of
+            them: a single direction may be a lucky one.
 
     Returns:
         The same edits with other values.
     """
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        replace(edit, values=random_directions(edit.given.float().cpu(), generator))
-        for edit in cell
-    )
+    generator = torch.Generator().manual_seed(random.Random(seed).getrandbits(32))
+    drawn = []
+    for edit in cell:
+        values = edit.given.float().cpu()
+        rows = values.expand(n, *values.shape[1:])
+        drawn.append(replace(edit, values=random_directions(rows, generator)))
+    return tuple(drawn)
+
+
+def correct_cells(
+    model: Any, prompts: Prompts, batch: TokenBatch, cells: Sequence[Sequence[Edit]]
+) -> Bool[np.ndarray, "cell prompt"]:
+    """Whether the first predicted token is right, in every way of running a view of some prompts.
+
+    Args:
+        model: A TransformerLens model.
+        prompts: Whose answers count.
+        batch: The view of them that is run.
+        cells: Ways of running it.
+
+    Returns:
+        Outcomes by cell and prompt.
+    """
+    readout = FirstToken(prompts.answer_ids)
+    ways = tuple(tuple(cell) for cell in cells)
+    (output,) = run(model, [Request(batch, cells=ways, readout=readout)])
+    return output.values["correct"].cpu().numpy()

@@ -45,6 +45,34 @@ def advantages(
     return ((mine < other).mean(axis=-1) + 0.5 * (mine == other).mean(axis=-1)).T
 
 
+def answers_above(
+    rank: Int[np.ndarray, "half layer token"],
+    asked: Bool[np.ndarray, "half token"],
+    foreign: Bool[np.ndarray, " token"],
+    shown: Bool[np.ndarray, "half token"],
+) -> Float[np.ndarray, "answer layer"]:
+    """Give the `advantages` of what both halves ask for; their mean over answers is the AUC.
+
+    Args:
+        rank: Ranks of tokens under the vector of each half.
+        asked: The answers asked for.
+        foreign: Tokens that are to stand below them.
+        shown: Tokens that the vector's own prompts hold; they count nowhere.
+
+    Returns:
+        The shares, those of the first half first.
+
+    Example:
+        >>> rank = np.array([[[0, 1, 2, 3]], [[3, 2, 1, 0]]])
+        >>> asked = np.array([[True, False, False, False], [False, True, False, False]])
+        >>> foreign, nothing = np.array([False, False, True, True]), np.zeros((2, 4), dtype=bool)
+        >>> answers_above(rank, asked, foreign, nothing).ravel().tolist()
+        [1.0, 0.0]
+    """
+    halves = zip(rank, asked, shown, strict=True)
+    return np.concatenate([advantages(r, a & ~s, foreign & ~s) for r, a, s in halves])
+
+
 def read_out(
     model: Any,
     made: Mapping[str, tuple[Sequence[Half], Words]],
@@ -202,7 +230,11 @@ def _areas(
     area = np.full((n, n, layers, len(PARTS)), np.nan)
     for i in range(n):
         for j in range(n):
-            area[i, j] = _area(rank[i], found["shown"][i], j, found)
+            # What theta's own task answers is no fair rival for the answers of another task.
+            own = found["member"][i] if i != j else np.zeros_like(found["member"][i])
+            area[i, j] = _area(
+                rank[i], found["shown"][i], found["asked"][j], ~found["member"][j] & ~own
+            )
     return area
 
 
@@ -211,25 +243,20 @@ def _own_areas(
 ) -> Float[np.ndarray, "task layer part"]:
     """The same for a vector that belongs to no task; what each task's own prompts hold is left out."""
     both, n = np.stack([rank] * HALVES), len(found["member"])
-    return np.stack([_area(both, found["shown"][j], j, found) for j in range(n)])
+    return np.stack(
+        [_area(both, found["shown"][j], found["asked"][j], ~found["member"][j]) for j in range(n)]
+    )
 
 
 def _area(
     rank: Int[np.ndarray, "half layer token"],
     shown: Bool[np.ndarray, "half token"],
-    task: int,
-    found: Mapping[str, Any],
+    asked: Bool[np.ndarray, "half part token"],
+    foreign: Bool[np.ndarray, " token"],
 ) -> Float[np.ndarray, "layer part"]:
     area = np.full((rank.shape[1], len(PARTS)), np.nan)
-    foreign = ~found["member"][task]
     for p in range(len(PARTS)):
-        asked = found["asked"][task, :, p]
-        rows = np.concatenate(
-            [
-                advantages(r, a & ~s, foreign & ~s)
-                for r, a, s in zip(rank, asked, shown, strict=True)
-            ]
-        )
+        rows = answers_above(rank, asked[:, p], foreign, shown)
         if len(rows):
             area[:, p] = rows.mean(axis=0)
     return area

@@ -4,7 +4,7 @@ Models differ in depth. Layers that a model does not have hold NaN, never 0, and
 normalised depth, layer / (layers - 1).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -55,7 +55,8 @@ class Suite(Result):
     method: ClassVar[str] = (
         f"{LayerSweep.method} This is done for every model, task and seed. A task's accuracy counts the "
         "prompts of all seeds. Intervals of means over tasks, and of curves: percentile bootstrap over seeds "
-        "and, within each task and seed, over distinct queries, 95 %; the tasks stay the same."
+        "and, within each task and seed, over distinct queries, 95 %, and Wilson's over distinct queries "
+        "where all or none are right; the tasks stay the same."
     )
 
     @property
@@ -284,7 +285,8 @@ class Suite(Result):
         names, tasks, seeds = axes(grid)
         note = collect(
             kind=cls.kind, model=", ".join(names), task=", ".join(tasks), seeds=seeds,
-            **{key: first[key] for key in SAME}, answers=first["answers"],
+            **{key: first[key] for key in SAME},
+            answers=_both(str(one.provenance["answers"]) for one in grid.values()),
             paper=set(PAPER_TASKS) == set(tasks),
             model_facts={name: grid[name, tasks[0], seeds[0]].provenance["model_facts"] for name in names},
             sweeps=[
@@ -314,6 +316,11 @@ _LEVELS = ("regular", "baseline")
 _OWN = (
     "task_fingerprint", "spacing", "answers", "n_items", "one_token_share", "ambiguous_share", "seconds",
 )  # fmt: skip
+
+
+def _both(answers: Iterable[str]) -> str:
+    """Which items were used, in the order of tasks; it may be others for other tasks and models."""
+    return ", ".join(dict.fromkeys(answers))
 
 
 def _flat(data: xr.Dataset) -> dict[str, float]:

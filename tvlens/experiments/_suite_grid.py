@@ -10,6 +10,12 @@ from tvlens.experiments.layer_sweep import LayerSweep
 
 PROMPT = ("model", "task", "seed", "prompt")
 LAYER = (*PROMPT, "layer")
+MODEL = ("name", "weights_sha256", "revision", "processing", "dtype", "n_layers", "d_model")
+"""Facts in which all sweeps of one model agree."""
+TASK = ("task_fingerprint", "family")
+"""Facts in which all sweeps of one task agree."""
+ITEMS = ("answers", "n_items")
+"""What says which items of a task were used; depends on the tokenizer, so it is the same for one model."""
 SAME = ("shots", "n_dummy", "template", "n_dev", "n_test")
 """Settings that all sweeps of a suite share."""
 
@@ -41,12 +47,28 @@ def grid_of(sweeps: Mapping[str, Sequence[LayerSweep]]) -> dict[tuple[str, str, 
             f"{len(missing)} of {len(wanted)} sweeps are missing: a suite has every task and seed of every "
             f"model, but not {task!r} with seed {seed} of {name!r}."
         )
-    first = grid[wanted[0]].provenance
-    for one in grid.values():
-        differ = [key for key in SAME if one.provenance[key] != first[key]]
-        if differ:
-            raise ValueError(f"sweeps of different {', '.join(differ)} do not make one suite.")
+    made = {key: grid[key].provenance for key in wanted}
+    for (name, task, _), own in made.items():
+        _agree("sweeps", own, made[wanted[0]], SAME)
+        known = made[name, tasks[0], seeds[0]]["model_facts"]
+        _agree(f"models that all go by {name!r}, but are", known, own["model_facts"], MODEL)
+        _agree(
+            f"tasks that are all called {task!r}, but are",
+            made[names[0], task, seeds[0]],
+            own,
+            TASK,
+        )
+        _agree(f"seeds of {task!r} on {name!r}", made[name, task, seeds[0]], own, ITEMS)
     return {key: grid[key] for key in wanted}
+
+
+def _agree(
+    what: str, one: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str]
+) -> None:
+    differ = [key for key in keys if one.get(key) != other.get(key)]
+    if differ:
+        both = "; ".join(f"{key} {one.get(key)!r} and {other.get(key)!r}" for key in differ)
+        raise ValueError(f"{what} of different {', '.join(differ)} do not make one suite: {both}.")
 
 
 def dataset(grid: Mapping[tuple[str, str, int], LayerSweep]) -> xr.Dataset:

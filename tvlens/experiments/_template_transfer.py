@@ -36,8 +36,8 @@ class TemplateTransfer(Result):
         "is used. The same test queries are asked in all templates, judged by first token; where a template "
         "cannot judge a query, it is left out wherever theta is made or used in it. Control: random vectors "
         "of the same norm at the same layer and place. Baseline: the bare query; regular: demonstrations, "
-        "both in the template of the column. Intervals: percentile bootstrap over distinct queries within "
-        "each task, 95 %."
+        "both in the template of the column. Intervals, 95 %: percentile bootstrap over distinct queries "
+        "within each task, and Wilson's for accuracies of 0 and 1."
     )
 
     @property
@@ -130,7 +130,7 @@ class TemplateTransfer(Result):
             "n_tasks": self.data.sizes["task"],
             "n_templates": len(theta),
             "own": float(theta[own].mean()),
-            "other": float(theta[~own].mean()) if len(theta) > 1 else float("nan"),
+            "other": float(theta[~own].mean()) if len(theta) > 1 else None,
             **{name: float(means[name].mean()) for name in ("control", "baseline", "regular")},
             "by_used": float(np.ptp(theta.mean(axis=0))),
             "by_made": float(np.ptp(theta.mean(axis=1))),

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from tvlens.intervals import bootstrap, wilson
+from tvlens.intervals import bootstrap
 from tvlens.results import Result
+from tvlens.scoring import of_queries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,10 +72,10 @@ class Transfer(Result):
 
         each, rows = self.data[variable].transpose("task", by, "prompt"), []
         for i, task in enumerate(each["task"].values.tolist()):
-            n = len(set(self.data["query"].transpose("task", "prompt").values[i].tolist()))
+            asked = self.data["query"].transpose("task", "prompt").values[i].tolist()
             for j, name in enumerate(each[by].values.tolist()):
                 rate = float(each.values[i, j].mean())
-                rows.append((task, name, rate, *wilson(rate * n, n), n))
+                rows.append((task, name, rate, *of_queries(rate, asked), len(set(asked))))
         return pd.DataFrame(rows, columns=["task", by, "accuracy", "low", "high", "n_queries"])
 
     def summary(self) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""A task's answers in two halves that share no first token: one is shown, the other one is asked for."""
+"""A task's answers in two halves: one is shown, the other one is asked for.
+
+No first token that counts as right for an item of one half, by its first answer or by any other, counts as
+right in the other half.
+"""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -48,13 +52,13 @@ class Settings:
         settled = settle(task, get_template(self.template), Encoder.of(model))
         items = usable_items(task, model, template=settled, answers=self.answers)
         first = first_tokens(task, settled, Encoder.of(model)).ids
-        sides = _cut({x: first[x][0] for x in items}, f"{self.seed}:{task.name}:halves")
+        sides = _cut({x: first[x] for x in items}, f"{self.seed}:{task.name}:halves")
         needed, found = self.shots + 1 + self.n_dummy, min(map(len, sides))
         if found < max(needed, 2):
             raise ValueError(
                 f"task {task.name!r} has {found} usable items in the smaller half of its answers, but "
                 f"{self.shots} shots + 1 query + {self.n_dummy} dummy queries need {needed}. Ask for fewer "
-                "shots, or leave this task out."
+                "shots, or leave this task out. (Items that accept the same first token stay together.)"
             )
         parts = [replace(task, answers={x: task.answers[x] for x in side}) for side in sides]
         how: dict[str, Any] = {"template": settled, "answers": "any", "seed": self.seed}
@@ -86,12 +90,20 @@ class Settings:
         return Words(frozenset(i for some in ids for i in some), frozenset(single))
 
 
-def _cut(first: Mapping[str, int], stream: str) -> tuple[list[str], list[str]]:
-    """Give each first token, with all its items, to one of two halves, so that these are about equal."""
-    groups: dict[int, list[str]] = {}
-    for x, token in first.items():
-        groups.setdefault(token, []).append(x)
-    order = list(groups.values())
+def _cut(first: Mapping[str, Sequence[int]], stream: str) -> tuple[list[str], list[str]]:
+    """Cut items in two halves of about equal size, such that no token is accepted in both."""
+    groups: list[tuple[set[int], list[str]]] = []
+    for x, tokens in first.items():
+        # Items that share a token, be it through a third one, stay together.
+        shared = [group for group in groups if group[0] & {*tokens}]
+        groups = [group for group in groups if not any(group is one for one in shared)]
+        groups.append(
+            (
+                {*tokens}.union(*(ids for ids, _ in shared)),
+                [*(y for _, own in shared for y in own), x],
+            )
+        )
+    order = [own for _, own in groups]
     random.Random(stream).shuffle(order)
     halves: tuple[list[str], list[str]] = ([], [])
     for group in sorted(order, key=len, reverse=True):

@@ -18,11 +18,12 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tvlens._errors import whole
 from tvlens.encoding import Encoder, settle
 from tvlens.engine import Edit, FirstToken, Request, run
 from tvlens.experiments import experiment
 from tvlens.experiments._bijection import RUNS, Bijection
-from tvlens.experiments._dev import accuracy_by_layer, resolved
+from tvlens.experiments._dev import accuracy_by_layer, random_cell, resolved
 from tvlens.extraction import average, dummy_requests, extract
 from tvlens.models import facts, load_model
 from tvlens.prompts import Prompts, build_prompts, usable_items
@@ -53,8 +54,9 @@ def bijection(
         model: A TransformerLens model, or a name that `tvlens.load_model` knows.
         tasks: One-way tasks, or their names; `tvlens.tasks.directions` gives the way back.
         shots: Demonstrations a prompt, drawn from both directions.
-        n: Test prompts a task.
-        n_dev: Dev prompts that choose the layer: one for theta of both ways, one for each direction alone.
+        n: Test prompts a task, at least 2: one of each direction.
+        n_dev: Dev prompts, at least 2, that choose the layer: one for theta of both ways, one for each
+            direction alone.
         n_dummy: Dummy queries a prompt, drawn from both directions.
         template: How a demonstration is written, see `tvlens.Template`.
         seed: Decides all prompts and the random vector.
@@ -64,7 +66,9 @@ def bijection(
         Outcomes of every prompt in every run, as a result that plots itself.
 
     Raises:
-        ValueError: Unknown names, the same task twice, or a task too small for the shots.
+        ValueError: Unknown names, the same task twice, fewer than 2 prompts or no dummy query, or a task too
+            small for the shots or for queries of both directions.
+        TypeError: A number that is none.
 
     Example:
         >>> from tvlens.testing import tiny_model
@@ -78,6 +82,10 @@ def bijection(
     from tqdm.auto import tqdm
 
     started = time.perf_counter()
+    for name, number, least in (("n", n, 2), ("n_dev", n_dev, 2), ("n_dummy", n_dummy, 1)):
+        if whole(name, number) < least:
+            why = "one for each direction" if least == 2 else "theta is read on them"
+            raise ValueError(f"{name} >= {least} is needed, {why}; {number} arrived.")
     model = load_model(model) if isinstance(model, str) else model
     named, known = resolved(tasks), facts(model)
     how = {"shots": shots, "n_dummy": n_dummy, "seed": seed, "answers": "any"}
@@ -137,6 +145,11 @@ class _Sides:
             build_prompts(self.joined, model, split=split, **{**how, **bare}).queries
         )
         sides = [[x for x in pool if x in one.answers] for one in (self.there, self.back)]
+        if not all(sides):
+            raise ValueError(
+                f"task {self.joined.name!r} has {len(sides[0])} usable {split} queries of its own direction "
+                f"and {len(sides[1])} of the other; each needs 1. Use a larger task, or another seed."
+            )
         return [sides[i % 2][i // 2 % len(sides[i % 2])] for i in range(n)]
 
     def dummies(self, test: Prompts) -> Bool[Tensor, "dummy prompt"]:
@@ -175,8 +188,11 @@ def _one(
     layer = int(accuracy_by_layer(model, dev).argmax())
     there, back = (_alone(model, one, asked, how) for one in (sides.there, sides.back))
     cells: dict[str, tuple[Edit, ...]] = {"baseline": ()}
-    found = _read(model, sides, test, layer, how["seed"])
+    found = _read(model, sides, test, layer)
     cells |= {name: (theta.edit(),) for name, theta in found.items()}
+    cells["random"] = random_cell(
+        cells["theta"], seed=f"{how['seed']}:{sides.joined.name}:theta", n=len(test)
+    )
     # Each prompt gets theta of its own direction, or of the other, at the layer that is best for it.
     way = sides.forward(test.queries)
     cells["one_way"] = (there[0].edit(way), back[0].edit(~way))
@@ -251,18 +267,15 @@ def _alone(
     return theta, (scores.correct[at], scores.predicted[at])
 
 
-def _read(model: Any, sides: _Sides, test: Prompts, layer: int, seed: int) -> dict[str, _Theta]:
-    """Theta of mixed demonstrations: of all dummy queries, and of those of either direction; random."""
+def _read(model: Any, sides: _Sides, test: Prompts, layer: int) -> dict[str, _Theta]:
+    """Theta of mixed demonstrations: of all dummy queries, and of those of either direction."""
     requests = dummy_requests(model, test, layers=[layer])
     outputs = run(model, requests)
     theta = average(model, test, requests, outputs)
     each = torch.stack([out.activations[0][0, :, 0] for out in outputs])
     same = sides.dummies(test) == sides.forward(test.queries)
     every = torch.ones(len(test), dtype=torch.bool)
-    found = {
-        "theta": _Theta(theta.at(layer), layer, every),
-        "random": _Theta(theta.random_like(seed=seed).at(layer), layer, every),
-    }
+    found = {"theta": _Theta(theta.at(layer), layer, every)}
     for name, chosen in (("same_way", same), ("other_way", ~same)):
         weight = chosen.to(each)[..., None]
         mean = (each * weight).sum(dim=0) / weight.sum(dim=0).clamp_min(1)

@@ -15,19 +15,19 @@ import numpy as np
 import torch
 import xarray as xr
 from einops import rearrange, reduce
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tvlens._errors import unknown
+from tvlens._errors import unknown, whole
 from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, FirstToken, Output, Read, Request, run
 from tvlens.experiments import experiment
 from tvlens.experiments._choices import DEFAULT, FACTORS, VARIANTS, Choices, Variant
-from tvlens.experiments._dev import random_cell, resolved
+from tvlens.experiments._dev import correct_cells, random_cell, resolved
 from tvlens.models import facts, load_model
 from tvlens.prompts import SPLITS, Prompts, build_prompts
 from tvlens.provenance import ATTRIBUTE, collect, encode
-from tvlens.sites import check_layer
+from tvlens.sites import check_layers
 from tvlens.tasks import Task
 from tvlens.templates import Role, Template
 
@@ -50,7 +50,7 @@ def choices(
     n_dev: int = 50,
     n_test: int = 50,
     n_dummy: int = 2,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     template: str | Template = "example",
     answers: str = "auto",
     seed: int = 0,
@@ -62,12 +62,15 @@ def choices(
         model: A TransformerLens model, or a name that `tvlens.load_model` knows.
         tasks: Tasks, or their names.
         factors: Which choices are varied: ``"mode"`` (replace or add, and strength), ``"source"``,
-            ``"site"``, ``"position"``, ``"dummies"``, ``"shots"``.
+            ``"site"``, ``"position"``, ``"dummies"``, ``"shots"``. Where ``"dummies"`` is among them, all
+            prompts but those of other shots are drawn for the most dummy queries, so that every number
+            of these meets the same demonstrations.
         shots: Demonstrations a prompt.
-        n_dev: Prompts on which each variant's layer is chosen.
+        n_dev: Prompts on which each variant's layer is chosen; neither their queries nor what they
+            show are test queries.
         n_test: Prompts on which accuracies are reported; their queries are not among the dev queries.
         n_dummy: Dummy queries over which theta is averaged.
-        layers: Layers to choose from, negative ones from the end; all if not given.
+        layers: Layers to choose from, or one layer, negative ones from the end; all if not given.
         template: How a demonstration is written, see `tvlens.Template`.
         answers: Which items are used, see `tvlens.build_prompts`.
         seed: Decides the split, all prompts, and the random vectors.
@@ -77,8 +80,10 @@ def choices(
         Per-prompt outcomes, as a result that plots itself.
 
     Raises:
-        ValueError: Unknown names, a task too small for the shots, or a tokenizer that joins the query with
-            what follows it, so that it has no tokens of its own to write at.
+        ValueError: Unknown names, no factor, layer or dummy query, a task too small for the shots, or a
+            tokenizer that joins the query with what follows it, so that it has no tokens of its own to
+            write at.
+        TypeError: A number that is none.
 
     Example:
         >>> from tvlens.testing import tiny_model
@@ -96,27 +101,29 @@ def choices(
     variants = _asked(factors, shots, n_dummy)
     model = load_model(model) if isinstance(model, str) else model
     known, named = facts(model), resolved(tasks)
-    depth = tuple(range(known.n_layers))
-    chosen = depth if layers is None else tuple(check_layer(at, known.n_layers) for at in layers)
+    chosen = tuple(sorted(check_layers(layers, known.n_layers)))
     how = {"template": template, "answers": answers, "seed": seed}
-    numbers = {"dev": n_dev, "test": n_test}
-    found, made, best, shares = [], {}, [], np.zeros(0)
+    # "Mean over S" writes what dev prompts show: none of it may be a test query with its answer.
+    per_split = {"dev": {"n": n_dev, "demonstrations": "split"}, "test": {"n": n_test}}
+    found, written, made, best, shares = [], [], {}, [], np.zeros(0)
     with tqdm(total=len(named) * len(SPLITS), disable=not progress, leave=False) as bar:
         for task in named.values():
             sides = {}
             for split in SPLITS:
-                asked = {"shots": shots, "n_dummy": n_dummy, "n": numbers[split], "split": split}
+                asked = {"shots": shots, "n_dummy": n_dummy, "split": split, **per_split[split]}
                 bar.set_postfix_str(f"{task.name}: {split}")
                 sides[split] = _side(model, task, variants, {**how, **asked})
+                written.append(sides[split].places)
                 if split == "dev":
                     best, shares = _best(model, sides["dev"], variants, chosen)
                 bar.update()
-            found.append(_judged(model, sides, variants, best, shares, seed))
+            found.append(_judged(model, sides, variants, best, shares, f"{seed}:{task.name}"))
             made = sides["dev"].prompts.facts
     data = xr.concat(found, dim=xr.Variable("task", list(named)))
+    data = data.isel(variant=_distinct(variants, written))
     note = collect(
         kind=Choices.kind, task=", ".join(named), tasks=list(named), factors=list(factors),
-        **{k: made[k] for k in ("template", "bos", "shots", "n_dummy", "seed")}, answers=answers,
+        **{k: made[k] for k in ("template", "bos", "shots", "seed")}, n_dummy=n_dummy, answers=answers,
         n_dev=n_dev, n_test=n_test, layers=list(chosen), model=known.name, n_layers=known.n_layers,
         model_facts=known.to_dict(), seconds=round(time.perf_counter() - started, 3),
     )  # fmt: skip
@@ -125,12 +132,29 @@ def choices(
 
 def _asked(factors: Sequence[str], shots: int, n_dummy: int) -> tuple[Variant, ...]:
     """The default, and the variants that are not the same as it."""
+    if isinstance(factors, str) or not factors:
+        raise ValueError(
+            f"factors are needed as a list, at least one of {', '.join(FACTORS)}; {factors!r} arrived."
+        )
     for factor in factors:
         if factor not in FACTORS:
             raise unknown("factor", factor, FACTORS)
-    own = {"shots": shots, "n_dummy": n_dummy}
+    if whole("n_dummy", n_dummy) < 1:
+        raise ValueError(f"theta is read on dummy queries: n_dummy >= 1; {n_dummy} arrived.")
+    own = {"shots": whole("shots", shots), "n_dummy": n_dummy}
     kept = [v for v in VARIANTS if v.factor in factors]
     return (DEFAULT, *(v for v in kept if all(getattr(v, name) != n for name, n in own.items())))
+
+
+def _distinct(
+    variants: Sequence[Variant], written: Sequence[Mapping[str, Int[Tensor, "_ _"]]]
+) -> list[int]:
+    """Which variants to keep: a separator of one token is the last token, and no variant of its own."""
+    new: list[str] = []
+    for at in dict.fromkeys(variant.at for variant in variants):
+        if not any(all(torch.equal(one[at], one[old]) for one in written) for old in new):
+            new.append(at)
+    return [i for i, variant in enumerate(variants) if variant.at in new]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +167,7 @@ class _Side:
         places: Where it is written in bare queries, by the name of the tokens.
         bare: Residual stream of the bare queries at the last token.
         correct: Whether baseline and regular are right.
+        own: Shots and dummy queries of the default.
     """
 
     prompts: Prompts
@@ -150,57 +175,77 @@ class _Side:
     places: Mapping[str, Int[Tensor, "_ prompt"]]
     bare: Float[Tensor, "prompt layer d_model"]
     correct: Mapping[str, np.ndarray]
+    own: Mapping[str, Any]
 
     def key(self, variant: Variant) -> Key:
-        return _key(variant, self.prompts.facts)
+        return _key(variant, self.own)
 
 
 def _key(variant: Variant, own: Mapping[str, Any]) -> Key:
-    numbers = variant.shots or own["shots"], variant.n_dummy or own["n_dummy"]
-    return numbers, variant.site, variant.at
+    shots = own["shots"] if variant.shots is None else variant.shots
+    n_dummy = own["n_dummy"] if variant.n_dummy is None else variant.n_dummy
+    return (shots, n_dummy), variant.site, variant.at
 
 
 def _side(model: Any, task: Task, variants: Sequence[Variant], how: dict[str, Any]) -> _Side:
     """Build the prompts of a split and read all vectors in one run."""
     keys = list(dict.fromkeys(_key(variant, how) for variant in variants))
-    prompts = build_prompts(task, model, **how)
-    sets = {(how["shots"], how["n_dummy"]): prompts}
-    for numbers, _, _ in keys:
-        if numbers not in sets:
-            # The same queries, with other demonstrations.
-            again = {"shots": numbers[0], "n_dummy": numbers[1], "queries": prompts.queries}
-            sets[numbers] = build_prompts(task, model, **{**how, **again})
+    prompts, dummies = _dummies(model, task, keys, how)
     views = (prompts.zero_shot, *prompts.dummies)
     counts = {at: min(len(_places(view, at)) for view in views) for _, _, at in keys}
-    batches = [(numbers, batch) for numbers, some in sets.items() for batch in some.dummies]
+    # Of the dummy queries that a number of shots has, a vector is read on the first few.
+    reach: dict[tuple[int, str, str], int] = {}
+    for (shots, k), site, at in keys:
+        reach[shots, site, at] = max(k, reach.get((shots, site, at), 0))
+    batches = [(shots, j, one) for shots, some in dummies.items() for j, one in enumerate(some)]
     wanted = [
-        [(key, _places(batch, key[2])[-counts[key[2]] :]) for key in keys if key[0] == numbers]
-        for numbers, batch in batches
-    ]
+        [(w, _places(one, w[2])[-counts[w[2]] :]) for w, k in reach.items() if w[0] == shots and j < k]
+        for shots, j, one in batches
+    ]  # fmt: skip
     depth = tuple(range(facts(model).n_layers))
     reading = [
-        Request(
-            batch,
-            reads=tuple(Read(k[1], depth, p) for k, at in some for p in at.unique().tolist()),
-        )
-        for (_, batch), some in zip(batches, wanted, strict=True)
-    ]
+        Request(one, reads=tuple(Read(w[1], depth, p) for w, at in some for p in at.unique().tolist()))
+        for (*_, one), some in zip(batches, wanted, strict=True)
+    ]  # fmt: skip
     readout = FirstToken(prompts.answer_ids)
     bare = Request(prompts.zero_shot, reads=(Read("resid_post", depth),), readout=readout)
     regular = Request(prompts.regular, readout=readout)
     *outputs, zero, told = run(model, [*reading, bare, regular])
-    found: dict[Key, list[Tensor]] = {key: [] for key in keys}
+    found: dict[tuple[int, str, str], list[Tensor]] = {where: [] for where in reach}
     for some, output in zip(wanted, outputs, strict=True):
         activations = iter(output.activations)
-        for key, at in some:
-            found[key].append(_gathered(at, activations))
+        for where, at in some:
+            found[where].append(_gathered(at, activations))
     return _Side(
         prompts,
-        {key: torch.stack(each).mean(dim=0) for key, each in found.items()},
+        {
+            ((shots, k), site, at): torch.stack(found[shots, site, at][:k]).mean(dim=0)
+            for (shots, k), site, at in keys
+        },
         {at: _places(prompts.zero_shot, at)[-n:] for at, n in counts.items()},
         zero.activations[0][0],
-        {name: _right(output)[0] for name, output in (("baseline", zero), ("regular", told))},
+        {"baseline": _right(zero), "regular": _right(told)},
+        {name: how[name] for name in ("shots", "n_dummy")},
     )
+
+
+def _right(output: Output) -> Bool[np.ndarray, " prompt"]:
+    return output.values["correct"][0].cpu().numpy()
+
+
+def _dummies(
+    model: Any, task: Task, keys: Sequence[Key], how: Mapping[str, Any]
+) -> tuple[Prompts, dict[int, tuple[TokenBatch, ...]]]:
+    """The prompts that are asked, and for every number of shots its demonstrations with dummy queries."""
+    most = max((k for (shots, k), *_ in keys if shots == how["shots"]), default=how["n_dummy"])
+    prompts = build_prompts(task, model, **{**how, "n_dummy": max(most, how["n_dummy"])})
+    found = {how["shots"]: prompts.dummies}
+    for (shots, _), *_ in keys:
+        if shots not in found:
+            # The same queries, with other demonstrations.
+            again = {**how, "shots": shots, "queries": prompts.queries}
+            found[shots] = build_prompts(task, model, **again).dummies
+    return prompts, found
 
 
 def _places(batch: TokenBatch, at: str) -> Places:
@@ -266,16 +311,9 @@ def _cell(variant: Variant, values: Vectors, places: Places, layer: int) -> Cell
     return tuple(edits)
 
 
-def _right(output: Output) -> np.ndarray:
-    """Whether predictions are right, by cell and prompt."""
-    return output.values["correct"].cpu().numpy()
-
-
-def _ask(model: Any, side: _Side, cells: Sequence[Cell]) -> np.ndarray:
+def _ask(model: Any, side: _Side, cells: Sequence[Cell]) -> Bool[np.ndarray, "cell prompt"]:
     """Run bare queries with every cell."""
-    readout = FirstToken(side.prompts.answer_ids)
-    (output,) = run(model, [Request(side.prompts.zero_shot, cells=tuple(cells), readout=readout)])
-    return _right(output)
+    return correct_cells(model, side.prompts, side.prompts.zero_shot, cells)
 
 
 def _best(
@@ -301,7 +339,7 @@ def _judged(
     variants: Sequence[Variant],
     best: Sequence[int],
     shares: np.ndarray,
-    seed: int,
+    seed: str,
 ) -> xr.Dataset:
     """Run test queries with every variant at its layer, and with its control."""
     dev, test = (sides[split] for split in SPLITS)
@@ -309,7 +347,10 @@ def _judged(
         _cell(variant, _values(variant, test, dev), test.places[variant.at], layer)
         for variant, layer in zip(variants, best, strict=True)
     ]
-    controls = [random_cell(cell, seed=1000 * seed + i) for i, cell in enumerate(cells)]
+    controls = [
+        random_cell(cell, seed=f"{seed}:{variant.name}", n=len(test.prompts))
+        for variant, cell in zip(variants, cells, strict=True)
+    ]
     right = _ask(model, test, [*cells, *controls])
     outcomes = ("variant", "prompt")
     return xr.Dataset(

@@ -6,6 +6,7 @@ that have demonstrations, in other templates, and at the end of text that has no
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tvlens._errors import unknown
 from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, FirstToken, LastLogits, Request, run
+from tvlens.engine.probe import SAME, apart, probe
 from tvlens.engine.readout import Readout
-from tvlens.experiments._comparison import UNTOUCHED, Comparison
-from tvlens.experiments._dev import random_cell, resolved, same_queries
+from tvlens.experiments._comparison import FLOORS, UNTOUCHED, Comparison
+from tvlens.experiments._dev import correct_cells, random_cell, resolved, same_queries
+from tvlens.extraction import extract
 from tvlens.methods import METHODS, Fitted, Work, fit
 from tvlens.metrics import KL, VALUE, Targets
 from tvlens.models import facts, load_model
@@ -30,6 +33,7 @@ from tvlens.patching.pairs import as_batch
 from tvlens.prompts import Prompts, build_prompts
 from tvlens.provenance import ATTRIBUTE, collect, encode
 from tvlens.tasks import PAPER_TASKS, Task
+from tvlens.templates import get_template
 
 ELSEWHERE = ("qa", "arrow")
 _PASSAGES, _WORDS = 32, 24
@@ -82,7 +86,8 @@ def compare(
         tasks: Tasks, or their names.
         methods: Names from `tvlens.methods.METHODS`.
         shots: Demonstrations a prompt.
-        n_dev: Prompts that a method sees.
+        n_dev: Prompts that a method sees. Function vectors see 125 further ones of ten demonstrations, and
+            ``mean_more`` as many with up to 20.
         n_test: Prompts that judge it.
         n_dummy: Dummy queries over which theta is averaged.
         template: How demonstrations are written where vectors are made.
@@ -116,13 +121,19 @@ def compare(
     for name in methods:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
-    if not methods or not seeds:
-        raise ValueError("at least one method and one seed are needed.")
+    for what, given in (("method", methods), ("seed", seeds)):
+        if not given or len(set(given)) < len(given):
+            raise ValueError(
+                f"at least one {what} is needed, and each once; {list(given)} arrived."
+            )
+    for name in elsewhere:
+        get_template(name)  # an unknown one is better known now
     model = load_model(model) if isinstance(model, str) else model
     loaded = resolved(tasks)
     how = {"shots": shots, "n_dummy": n_dummy, "template": template, "answers": answers}
     asked = {
-        "model": facts(model).name, **how, "elsewhere": list(elsewhere), "n_dev": n_dev, "n_test": n_test,
+        "model": facts(model).name, "origin": facts(model).origin, **how,
+        "elsewhere": list(elsewhere), "n_dev": n_dev, "n_test": n_test,
         "methods": list(methods),
     }  # fmt: skip
     made: list[Comparison] = []
@@ -177,7 +188,7 @@ class _Job:
             bar.set_postfix_str(f"{self.task.name}, seed {self.seed}: {name}")
             fitted[name] = fit(name, work)
             bar.update()
-        data = _Judge(self, test, fitted).dataset()
+        data = _Judge(self, dev, test, fitted).dataset()
         data = data.expand_dims(task=[self.task.name], seed=[self.seed])
         data["query"] = data["query"].expand_dims(task=data["task"], seed=data["seed"])
         known = facts(self.model)
@@ -185,7 +196,7 @@ class _Job:
             kind=Comparison.kind, tasks=[self.task.name], n_layers=known.n_layers,
             model_facts=known.to_dict(), **self.asked, fingerprints={self.task.name: self.task.fingerprint},
             notes={f"{self.task.name}:{self.seed}": {n: f.note for n, f in fitted.items()}},
-            seconds=round(time.perf_counter() - started, 3),
+            probe=probe(self.model), seconds=round(time.perf_counter() - started, 3),
         )  # fmt: skip
         return Comparison(data.assign_attrs({ATTRIBUTE: encode(note)}))
 
@@ -196,6 +207,8 @@ def _kept(path: Path, job: _Job) -> Comparison:
     asked = {**job.asked, "fingerprints": {job.task.name: job.task.fingerprint}}
     made = part.provenance
     differ = [f"{k} {made.get(k)!r}, asked for {v!r}" for k, v in asked.items() if made.get(k) != v]
+    if not apart(made.get("probe", ()), probe(job.model)) < SAME:
+        differ.append(f"other weights than {job.asked['model']!r} has")
     if differ:
         raise ValueError(
             f"{str(path)!r} was made with {'; '.join(differ)}. Choose another folder, or remove it."
@@ -208,6 +221,7 @@ class _Judge:
     """What methods write is tried on test prompts, and then where it was not made for."""
 
     job: _Job
+    dev: Prompts
     test: Prompts
     fitted: Mapping[str, Fitted]
 
@@ -216,18 +230,27 @@ class _Judge:
         model, test, n = self.job.model, self.test, len(self.fitted)
         reference = _logits(model, test.regular)
         cells = self._written(test.zero_shot)
-        controls = [random_cell(cell, seed=self.job.seed) for cell in cells]
-        found = _outcomes(model, test, test.zero_shot, ((), *cells, *controls), reference)
+        seed = f"{self.job.seed}:{self.job.task.name}"
+        controls = [
+            random_cell(cell, seed=f"{seed}:{name}", n=len(test))
+            for name, cell in zip(self.fitted, cells, strict=True)
+        ]
+        ways = ((), *cells, *controls, self._query_blind())
+        found = _outcomes(model, test, test.zero_shot, ways, reference)
         told = _measured(test, reference)
-        shown = _right(model, test, test.regular, self._written(test.regular))
+        shown = correct_cells(model, test, test.regular, self._written(test.regular))
         data: dict[str, Any] = {}
         for name, values in found.items():
             rows = np.stack([values[0], told[name], *values[1 : 1 + n]])
             data[name] = (("run", "prompt"), rows)
-        data["control"] = (("way", "prompt"), found["correct"][1 + n :])
+        data["control"] = (("way", "prompt"), found["correct"][1 + n : -1])
+        majority = [self.dev.facts["constant"] in ids for ids in test.answer_ids]
+        data["floor"] = (("floor_kind", "prompt"), np.stack([majority, found["correct"][-1]]))
         away = {"few_shot": np.stack([told["correct"], told["correct"], *shown]).astype("float32")}
         for name in self.job.asked["elsewhere"]:
             away[name] = self._in_template(name)
+        said = Counter(token for ids in test.answer_ids for token in set(ids))
+        data["constant"] = max(said.values()) / len(test)
         data["elsewhere"] = (("where", "writer", "prompt"), np.stack(list(away.values())))
         data["unrelated_kl"] = (("way",), self._unrelated())
         for name in ("layer", "forwards", "seconds"):
@@ -235,10 +258,17 @@ class _Judge:
             data[name] = (("way",), np.array(each, "float32"))
         coords = {
             "run": ["baseline", "regular", *self.fitted], "way": list(self.fitted),
+            "floor_kind": list(FLOORS),
             "writer": [*UNTOUCHED, *self.fitted], "where": list(away),
             "query": ("prompt", list(test.queries)),
         }  # fmt: skip
         return xr.Dataset(data, coords)
+
+    def _query_blind(self) -> tuple[Edit, ...]:
+        """Mean theta at the last layer, after which no query can be read."""
+        last = facts(self.job.model).n_layers - 1
+        theta = extract(self.job.model, self.dev, layers=[last]).mean()
+        return (Edit(theta.site, last, theta.at(last)),)
 
     def _written(self, view: TokenBatch) -> list[tuple[Edit, ...]]:
         return [one.write(self.test, view) for one in self.fitted.values()]
@@ -249,10 +279,9 @@ class _Judge:
         how = {**job.how, "template": name, "answers": "any", "n": len(self.test), "split": "test"}
         prompts = same_queries(job.task, job.model, self.test.queries, **how)
         usable = np.array(prompts.queries) == np.array(self.test.queries)
-        bare = _right(
-            job.model, prompts, prompts.zero_shot, [(), *self._written(prompts.zero_shot)]
-        )
-        told = _right(job.model, prompts, prompts.regular, [()])
+        ways = [(), *self._written(prompts.zero_shot)]
+        bare = correct_cells(job.model, prompts, prompts.zero_shot, ways)
+        told = correct_cells(job.model, prompts, prompts.regular, [()])
         found = np.stack([bare[0], told[0], *bare[1:]]).astype("float32")
         return np.where(usable, found, np.nan).astype("float32")
 
@@ -297,12 +326,3 @@ def _measured(prompts: Prompts, logits: Float[Tensor, "prompt d_vocab"]) -> dict
 def _arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     found = {name: each.cpu() for name, each in values.items()}
     return {n: (v if v.dtype == torch.bool else v.float()).numpy() for n, v in found.items()}
-
-
-def _right(
-    model: Any, prompts: Prompts, batch: TokenBatch, cells: Sequence[tuple[Edit, ...]]
-) -> Bool[np.ndarray, "cell prompt"]:
-    """Whether predictions are right, by cell and prompt."""
-    readout = FirstToken(prompts.answer_ids)
-    (output,) = run(model, [Request(batch, cells=tuple(cells), readout=readout)])
-    return output.values["correct"].cpu().numpy()

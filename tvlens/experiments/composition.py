@@ -6,9 +6,11 @@ no demonstration ever showed it: v_BD* = v_AD + v_BC - v_AC. The composed vector
 demonstrations of the composed task give, to each of its parts, and to random vectors.
 """
 
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens._errors import unknown
-from tvlens.encoding import Encoder, settle
+from tvlens._errors import unknown, whole
+from tvlens.encoding import Encoder, first_tokens, settle
 from tvlens.engine import Edit, FirstToken, Read, Request, run
 from tvlens.experiments import experiment
 from tvlens.experiments._composition import (
@@ -29,6 +31,7 @@ from tvlens.experiments._composition import (
     Composition,
     dataset,
     list_tasks,
+    several_lengths,
 )
 from tvlens.experiments._dev import resolved
 from tvlens.extraction import average, dummy_requests
@@ -63,8 +66,8 @@ def composition(
     model: Any,
     tasks: Sequence[Task | str] = ("to_upper", "next_letter"),
     *,
-    places: Sequence[str] = tuple(PLACES),
-    vectors: Sequence[str] = KINDS,
+    places: str | Sequence[str] = tuple(PLACES),
+    vectors: str | Sequence[str] = KINDS,
     shots: int = 5,
     n_vectors: int = 25,
     n_heads: int = 10,
@@ -73,7 +76,7 @@ def composition(
     n_test: int = 50,
     n_dummy: int = 2,
     n_lists: int = 200,
-    lengths: Sequence[int] = (2, 3, 4),
+    lengths: int | Sequence[int] = (2, 3, 4),
     template: str | Template = "example",
     seed: int = 0,
     progress: bool = True,
@@ -93,7 +96,7 @@ def composition(
         n_test: Bare queries on which accuracies are reported.
         n_dummy: Dummy queries over which theta is averaged.
         n_lists: How many lists there are; half of them are asked in test queries alone.
-        lengths: How many items a list may have.
+        lengths: How many items a list may have; one number, or several.
         template: How a demonstration is written, see `tvlens.Template`.
         seed: Decides lists, prompts, and random vectors.
         progress: Whether to show a progress bar.
@@ -102,7 +105,9 @@ def composition(
         Which task each prompt obeyed under every vector, as a result that draws itself.
 
     Raises:
-        ValueError: Unknown names, a rule without enough items, or too few lists for the shots.
+        ValueError: Unknown names, a rule without enough items, too few lists for the shots, or no dummy
+            query.
+        TypeError: A number that is none.
 
     Example:
         >>> from tvlens.testing import tiny_model
@@ -117,6 +122,10 @@ def composition(
     from tqdm.auto import tqdm
 
     started = time.perf_counter()
+    places, vectors = ([one] if isinstance(one, str) else [*one] for one in (places, vectors))
+    sizes = several_lengths(lengths)
+    if whole("n_dummy", n_dummy) < 1:
+        raise ValueError(f"theta is read on dummy queries: n_dummy >= 1; {n_dummy} arrived.")
     for what, names, known_names in (
         ("kind of vector", vectors, KINDS),
         ("place", places, tuple(PLACES)),
@@ -133,7 +142,7 @@ def composition(
     with tqdm(total=len(rules) * (1 + len(places)), disable=not progress, leave=False) as bar:
         for name, rule in rules.items():
             bar.set_postfix_str(f"{name}: vectors")
-            made_of = list_tasks(rule, n_lists=n_lists, lengths=lengths, seed=seed)
+            made_of = list_tasks(rule, n_lists=n_lists, lengths=sizes, seed=seed)
             composer = _Composer(model, *_judged(model, made_of, template), settings, kinds)
             bar.update()
             for place in dict.fromkeys(places):
@@ -146,7 +155,7 @@ def composition(
     data = dataset(found, vectors=kinds, layers=range(known.n_layers))
     note = collect(
         kind=Composition.kind, task=", ".join(rules), heads=heads, **vars(settings), n_lists=n_lists,
-        lengths=list(lengths), **{k: made[k] for k in ("template", "bos")}, model=known.name,
+        lengths=list(sizes), **{k: made[k] for k in ("template", "bos")}, model=known.name,
         n_layers=known.n_layers, model_facts=known.to_dict(),
         seconds=round(time.perf_counter() - started, 3),
     )  # fmt: skip
@@ -156,13 +165,30 @@ def composition(
 def _judged(
     model: Any, tasks: Mapping[str, Task], template: str | Template
 ) -> tuple[dict[str, Task], Template]:
-    """Keep the lists that can be judged in every task, and settle on one way to write them all."""
-    settled = settle(tasks["last_rule"], get_template(template), Encoder.of(model))
+    """Keep the lists that can be judged in every task, and settle on one way to write them all.
+
+    A prediction is judged by its first token, which must not be right in two tasks. Tasks with the same
+    answers, because the rule changes none, cannot be told apart.
+    """
+    encoder = Encoder.of(model)
+    settled = settle(tasks["last_rule"], get_template(template), encoder)
+    ids = {name: first_tokens(task, settled, encoder).ids for name, task in tasks.items()}
+    apart = [(a, b) for a, b in combinations(tasks, 2) if tasks[a].answers != tasks[b].answers]
     usable = [
         frozenset(usable_items(task, model, template=settled, answers="any"))
         for task in tasks.values()
     ]
-    kept = [x for x in tasks["last_rule"].inputs if all(x in some for some in usable)]
+    kept = [
+        x
+        for x in tasks["last_rule"].inputs
+        if all(x in some for some in usable)
+        and all(set(ids[a][x]).isdisjoint(ids[b][x]) for a, b in apart)
+    ]
+    if len(kept) < 2:
+        raise ValueError(
+            f"{len(kept)} of {len(tasks['last_rule'])} lists have first tokens that tell the tasks apart "
+            "with this tokenizer. Ask for more lists, another rule or another template."
+        )
     return {
         name: replace(task, answers={x: task.answers[x] for x in kept})
         for name, task in tasks.items()
@@ -202,19 +228,22 @@ class _Composer:
         """Give the vectors of the four corners, the composed one, and random ones."""
         at = PLACES[place]
         if kind == "theta":
-            return self._composed({corner: self.thetas[name] for corner, name in at.items()})
+            made = {corner: self.thetas[name] for corner, name in at.items()}
+            return self._composed(made, f"{place}:{kind}")
         heads = self._heads([at[part] for part in PARTS])
         self.heads[place] = [list(head) for head in heads]
-        return self._composed(
-            {c: function_vector(self.model, self.outputs[name], heads) for c, name in at.items()}
-        )
+        made = {c: function_vector(self.model, self.outputs[n], heads) for c, n in at.items()}
+        return self._composed(made, f"{place}:{kind}")
 
-    def _composed(self, made: Mapping[str, TaskVector]) -> dict[str, TaskVector]:
+    def _composed(self, made: Mapping[str, TaskVector], which: str) -> dict[str, TaskVector]:
         # The difference first: where a rule does nothing it is exactly zero.
         composed = made["bc"] + (made["ad"] - made["ac"])
         n = max(self.settings.n_dev, self.settings.n_test)
         wide = repeat(composed.values, "1 layer d_model -> prompt layer d_model", prompt=n)
-        drawn = replace(composed, values=wide).random_like(seed=self.settings.seed)
+        stream = f"{self.settings.seed}:{self.tasks['last'].name}:{which}"
+        drawn = replace(composed, values=wide).random_like(
+            seed=random.Random(stream).getrandbits(32)
+        )
         parts = {part: made[part] for part in PARTS}
         return {"composed": composed, "direct": made["bd"], **parts, "random": drawn}
 

@@ -7,6 +7,7 @@ tasks, and does the same vector, injected, make the model give them? A vector ma
 first: it holds an instruction, not an answer.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from tvlens._errors import unknown, whole
 from tvlens.engine import Edit, FirstToken, Request, run
 from tvlens.experiments import experiment
 from tvlens.experiments._decodability import Decodability
-from tvlens.experiments._dev import resolved
+from tvlens.experiments._dev import random_cell, resolved
 from tvlens.experiments._readout import read_out
 from tvlens.experiments._unseen import HALVES, PARTS, Half, Settings, naming
 from tvlens.extraction import extract
@@ -52,7 +54,7 @@ def decodability(
 
     Args:
         model: A TransformerLens model, or a name that `tvlens.load_model` knows.
-        tasks: At least two tasks, or their names.
+        tasks: At least two tasks, or their names; three, for thetas of other tasks to be a control.
         shots: Demonstrations a prompt.
         n_vectors: Prompts over which theta is averaged, for each half of a task's answers.
         n_dev: Queries of each half on which layers are chosen, at most half of them all.
@@ -61,7 +63,8 @@ def decodability(
         k: How many top tokens are searched for answers and words of the task.
         n_random: How many random directions are read out.
         lens: A tuned lens that translates theta before it is read out; the logit lens if not given.
-        words: Words that name a task, by its name; by default the longer words of its name and description.
+        words: Lists of words that name a task, by its name; by default the longer words of its name and
+            description.
         template: How a demonstration is written, see `tvlens.Template`.
         answers: Which items are used, see `tvlens.build_prompts`.
         seed: Decides halves, prompts and random vectors.
@@ -71,7 +74,9 @@ def decodability(
         Ranks of answers under every theta, and outcomes of every query, as a result that draws itself.
 
     Raises:
-        ValueError: Unknown names, fewer than two tasks, or a task with too few answers or items.
+        ValueError: Unknown names, fewer than two tasks, a number too small, words for a task that is not
+            among these, or a task with too few answers or items.
+        TypeError: A number is not whole, or the words of a task are no list of texts.
 
     Example:
         >>> from tvlens.testing import tiny_model
@@ -91,21 +96,24 @@ def decodability(
         raise ValueError(
             f"other tasks' answers are the control, so at least 2 tasks are needed; {len(named)} arrived."
         )
+    how = Settings(shots, n_vectors, n_dev, n_test, n_dummy, template, answers, seed)
+    for name in (*_NUMBERS, "n_random"):
+        least = {"seed": -math.inf, "shots": 0}.get(name, 1)
+        if whole(name, asked := n_random if name == "n_random" else getattr(how, name)) < least:
+            raise ValueError(f"{name} must be at least {least}, got {asked}.")
+    labels = _labels(named, words or {})
     model = load_model(model) if isinstance(model, str) else model
     d_vocab = int(model.cfg.d_vocab)
     if not 1 <= k <= d_vocab:
         raise ValueError(f"k = {k} top tokens asked for; this model has {d_vocab}: 1 to {d_vocab}.")
-    how = Settings(shots, n_vectors, n_dev, n_test, n_dummy, template, answers, seed)
     made, thetas, deeds = {}, {}, []
     with tqdm(total=len(named), disable=not progress, leave=False) as bar:
         for name, task in named.items():
             bar.set_postfix_str(name)
-            named_by = (words or {}).get(name) or naming(task)
-            made[name] = how.halves(model, task), how.words(model, task, named_by)
+            made[name] = how.halves(model, task), how.words(model, task, labels[name])
             halves = made[name][0]
             thetas[name] = [extract(model, half.shown).mean() for half in halves]
-            controls = [v.random_like(seed=HALVES * seed + i) for i, v in enumerate(thetas[name])]
-            deeds.append(_steer(model, halves, thetas[name], controls, how))
+            deeds.append(_steer(model, halves, thetas[name], how, f"{seed}:{name}"))
             bar.update()
     said = read_out(model, made, thetas, lens=lens, k=k, n_random=n_random, seed=seed)
     known, first = facts(model), next(iter(made.values()))[0][0].shown.facts
@@ -114,7 +122,7 @@ def decodability(
         kind=Decodability.kind, task=", ".join(named), **{f: getattr(how, f) for f in _NUMBERS}, k=k,
         n_random=n_random, lens="tuned" if lens is not None else "logit", template=first["template"],
         bos=first["bos"], answers=answers,
-        words={n: list((words or {}).get(n) or naming(t)) for n, t in named.items()},
+        words=labels,
         model=known.name, n_layers=known.n_layers, model_facts=known.to_dict(),
         seconds=round(time.perf_counter() - started, 3),
     )  # fmt: skip
@@ -124,23 +132,42 @@ def decodability(
 _NUMBERS = ("shots", "n_vectors", "n_dev", "n_test", "n_dummy", "seed")
 
 
+def _labels(named: Mapping[str, Task], words: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Words that name each task."""
+    for name, some in words.items():
+        if name not in named:
+            raise unknown("task with words", name, named)
+        if isinstance(some, str) or not all(isinstance(word, str) for word in some):
+            raise TypeError(
+                f"the words of a task are a list of texts, e.g. ['{name}']; {some!r} arrived for {name!r}."
+            )
+        if not len(some):
+            raise ValueError(
+                f"at least one word names task {name!r}; an empty list arrived. Leave the task out of words "
+                "for those of its name and description."
+            )
+    return {name: list(words.get(name) or naming(task)) for name, task in named.items()}
+
+
 def _steer(
     model: Any,
     halves: Sequence[Half],
     thetas: Sequence[TaskVector],
-    controls: Sequence[TaskVector],
     how: Settings,
+    stream: str,
 ) -> dict[str, Any]:
-    """Inject theta of each half, and a random vector, at every layer of the other half's bare queries."""
+    """Inject theta of each half, and random vectors, at every layer of the other half's bare queries."""
     requests = []
-    for half, theta, control in zip(halves, thetas, controls, strict=True):
-        cells = tuple(
-            (Edit(v.site, layer, v.at(layer)),) for v in (theta, control) for layer in v.layers
-        )
+    for i, (half, theta) in enumerate(zip(halves, thetas, strict=True)):
+        cells = [(Edit(theta.site, layer, theta.at(layer)),) for layer in theta.layers]
         for part in PARTS:
-            made = half.asked[part]
-            readout = FirstToken(made.answer_ids)
-            requests.append(Request(made.zero_shot, cells=((), *cells), readout=readout))
+            made, there = half.asked[part], f"{stream}:{i}:{part}"
+            controls = [
+                random_cell(cell, seed=f"{there}:{layer}", n=len(made))
+                for layer, cell in zip(theta.layers, cells, strict=True)
+            ]
+            every, readout = ((), *cells, *controls), FirstToken(made.answer_ids)
+            requests.append(Request(made.zero_shot, cells=every, readout=readout))
     n_layers, sizes = len(thetas[0].layers), {"dev": how.n_dev, "test": how.n_test}
     shape = (1 + 2 * n_layers, HALVES * sum(sizes.values()))
     right, queries, at = np.full(shape, np.nan, dtype="float32"), [""] * shape[1], 0

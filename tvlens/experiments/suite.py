@@ -5,9 +5,10 @@ one task is `layer_sweep`, and nothing else; the suite only puts the sweeps side
 depth meet on normalised depth, from 0 at the first layer to 1 at the last.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tvlens._errors import whole
 from tvlens.experiments import experiment
 from tvlens.experiments._dev import resolved
 from tvlens.experiments._suite import Suite
@@ -28,7 +29,7 @@ def suite(
     n_dummy: int = 2,
     template: str | Template = "example",
     answers: str = "auto",
-    seeds: Sequence[int] = (0,),
+    seeds: int | Sequence[int] = (0,),
     keep: Callable[[LayerSweep], None] | None = None,
     progress: bool = True,
 ) -> Suite:
@@ -45,7 +46,7 @@ def suite(
         n_dummy: Dummy queries over which theta is averaged.
         template: How a demonstration is written, see `tvlens.Template`.
         answers: Which items are used, see `tvlens.build_prompts`.
-        seeds: Each decides the split, all prompts, and the random vectors.
+        seeds: Each decides the split, all prompts, and the random vectors; one, or several, each once.
         keep: Called with each layer sweep as it comes, for example to save it; `Suite.of` puts them together.
         progress: Whether to show a progress bar.
 
@@ -53,7 +54,8 @@ def suite(
         Outcomes of every model, task, seed and prompt, as a result that draws itself.
 
     Raises:
-        ValueError: No models or seeds, unknown names, or a task too small for the shots.
+        ValueError: No models or seeds, a seed twice, unknown names, or a task too small for the shots.
+        TypeError: A seed is no whole number.
 
     Example:
         >>> from tvlens.testing import tiny_model
@@ -67,9 +69,11 @@ def suite(
     from tqdm.auto import tqdm
 
     named, listed = resolved(tasks), _listed(models)
-    seeds = list(dict.fromkeys(int(seed) for seed in seeds))
-    if not seeds or not named or not listed:
-        raise ValueError("at least one model, one task and one seed are needed.")
+    seeds = _seeds(seeds)
+    if not seeds or not listed:
+        raise ValueError(
+            f"at least one model and one seed are needed; {len(listed)} and {len(seeds)} arrived."
+        )
     settings: dict[str, Any] = {
         "shots": shots, "n_dev": n_dev, "n_test": n_test, "n_dummy": n_dummy, "template": template,
         "answers": answers,
@@ -88,6 +92,16 @@ def suite(
                     bar.update()
             del model
     return Suite.of(sweeps)
+
+
+def _seeds(seeds: Any) -> list[int]:
+    """Seeds as a list, each once."""
+    several = list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else [seeds]
+    numbers = [whole("a seed", seed) for seed in several]
+    twice = sorted({seed for seed in numbers if numbers.count(seed) > 1})
+    if twice:
+        raise ValueError(f"each seed once; given more than once: {', '.join(map(str, twice))}.")
+    return numbers
 
 
 def _listed(models: Any) -> list[tuple[str | None, Any]]:

@@ -7,6 +7,7 @@ bare queries no theta can help, a row that is low is one whose demonstrations ma
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ import xarray as xr
 from einops import rearrange
 from jaxtyping import Bool
 
+from tvlens._errors import whole
 from tvlens.engine import Edit, FirstToken, Request, run
 from tvlens.experiments import experiment
-from tvlens.experiments._dev import resolved, same_queries
+from tvlens.experiments._dev import random_cell, resolved, same_queries
 from tvlens.experiments._template_transfer import TemplateTransfer
 from tvlens.extraction import average, dummy_requests
 from tvlens.models import facts, load_model
 from tvlens.prompts import SPLITS, Prompts, build_prompts
 from tvlens.provenance import ATTRIBUTE, collect, encode
+from tvlens.scoring import injection
 from tvlens.tasks import Task
 from tvlens.templates import Template, get_template
 from tvlens.vectors import TaskVector
@@ -80,6 +83,8 @@ def template_transfer(
 
     started = time.perf_counter()
     written = _written(templates)
+    if whole("n_dummy", n_dummy) < 1:
+        raise ValueError(f"theta is read on dummy queries: n_dummy >= 1; {n_dummy} arrived.")
     model = load_model(model) if isinstance(model, str) else model
     known, named = facts(model), resolved(tasks)
     how = {"shots": shots, "n_dummy": n_dummy, "answers": answers, "seed": seed}
@@ -92,7 +97,7 @@ def template_transfer(
             bar.update()
             bar.set_postfix_str(f"{task.name}: test")
             prompts = _prompts(task, model, written, {**how, "n": n_test, "split": "test"})
-            found.append(_test(model, prompts, curves, seed))
+            found.append(_test(model, prompts, curves, f"{seed}:{task.name}"))
             bar.update()
     sides = {"made": list(written), "used": list(written), "task": list(named)}
     data = xr.concat(found, dim="task").assign_coords(sides)
@@ -111,13 +116,20 @@ def _written(templates: Sequence[str | Template]) -> dict[str, Template]:
     """Templates by what they are called."""
     if isinstance(templates, str | Template) or not templates:
         raise ValueError(f"templates are needed as a list, at least one; {templates!r} arrived.")
+    for one in templates:
+        if not isinstance(one, str | Template):
+            raise TypeError(f"a template is a Template, a name or a text; {one!r} arrived.")
     names = [one.demo if isinstance(one, Template) else one for one in templates]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
             f"each template once; given more than once: {', '.join(map(repr, twice))}."
         )
-    return {name: get_template(one) for name, one in zip(names, templates, strict=True)}
+    written = {name: get_template(one) for name, one in zip(names, templates, strict=True)}
+    for (name, one), (other, same) in combinations(written.items(), 2):
+        if one == same:
+            raise ValueError(f"each template once; {name!r} and {other!r} are the same one.")
+    return written
 
 
 def _prompts(
@@ -163,10 +175,6 @@ def _read(
     return thetas, [output.values["correct"][0].cpu().numpy() for output in outputs[at:]]
 
 
-def _replace(vector: TaskVector, layer: int) -> tuple[Edit, ...]:
-    return (Edit(vector.site, layer, vector.at(layer)),)
-
-
 def _bare(
     model: Any, prompts: Mapping[str, Prompts], cells: Sequence[Sequence[tuple[Edit, ...]]]
 ) -> list[np.ndarray]:
@@ -184,23 +192,26 @@ def _dev(model: Any, prompts: Mapping[str, Prompts]) -> np.ndarray:
     """Accuracy on dev queries with every theta in every template, by made, used and layer."""
     counted = _judged(prompts)
     thetas, _ = _read(model, prompts, told=False)
-    cells = [_replace(theta, layer) for theta in thetas for layer in theta.layers]
+    cells = [injection(model, theta, layer) for theta in thetas for layer in theta.layers]
     right = np.stack(_bare(model, prompts, [cells] * len(prompts)), axis=1)
     right = rearrange(right, "(made layer) used prompt -> made used layer prompt", made=len(thetas))
     return np.nanmean(np.where(counted[:, :, None], right, np.nan), axis=-1)
 
 
-def _test(model: Any, prompts: Mapping[str, Prompts], curves: np.ndarray, seed: int) -> xr.Dataset:
+def _test(model: Any, prompts: Mapping[str, Prompts], curves: np.ndarray, seed: str) -> xr.Dataset:
     """Ask test queries: bare, with every theta at its layer, with its control, and with demonstrations."""
     counted = _judged(prompts)
     thetas, regular = _read(model, prompts, told=True)
     n, layers = len(thetas), thetas[0].layers
     best = np.array(layers)[curves.argmax(axis=-1)]
-    controls = [theta.random_like(seed=1000 * seed + i) for i, theta in enumerate(thetas)]
-    cells = [
-        [(), *(_replace(v, int(best[i % n, j])) for i, v in enumerate([*thetas, *controls]))]
-        for j in range(n)
-    ]
+    cells = []
+    for j, used in enumerate(prompts):
+        own = [injection(model, theta, int(best[i, j])) for i, theta in enumerate(thetas)]
+        controls = [
+            random_cell(cell, seed=f"{seed}:{made}:{used}", n=len(prompts[used]))
+            for made, cell in zip(prompts, own, strict=True)
+        ]
+        cells.append([(), *own, *controls])
     right = np.stack(_bare(model, prompts, cells), axis=1)
     own = np.diagonal(counted).T
     pairs, alone = ("made", "used", "prompt"), ("used", "prompt")

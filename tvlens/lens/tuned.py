@@ -15,15 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens._tensors import load_tensors, save_tensors
-from tvlens.engine import Request, TokenLogits, run
+from tvlens.engine.probe import SAME, apart, probe
 from tvlens.lens.reading import STREAM, wide_site
 from tvlens.models.runner import runner
 from tvlens.sites import check_layers
 
 SCHEMA, KIND = 1, "tuned_lens"
-_PROBE = 64  # logits by which a model is recognised
 # Half precision moves logits by about a hundredth of their spread, another model by all of it.
-_SAME = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,13 +246,12 @@ class TunedLens:
                 f"this tuned lens was made under weight processing {processing!r}, but {known.name!r} is "
                 f"loaded with {known.processing!r}. Load it with load_model(..., processing={processing!r})."
             )
-        probe = self.made.get("probe")
+        known_by = self.made.get("probe")
         # Someone's own hooks change what the model says; it is the same model.
-        if probe is None or runner(model).has_user_hooks():
+        if known_by is None or runner(model).has_user_hooks():
             return
-        mine, theirs = torch.tensor(probe), torch.tensor(_probe(model))
-        away = float((mine - theirs).norm() / (mine - mine.mean()).norm())
-        if not away < _SAME:
+        away = apart(known_by, probe(model))
+        if not away < SAME:
             raise ValueError(
                 f"this tuned lens belongs to {origin!r} with other weights than {known.name!r}: logits of a "
                 f"probe are {away:.0%} of their spread away. Train one for it: TunedLens.train(model)."
@@ -316,17 +313,5 @@ def _made(model: Any) -> dict[str, Any]:
         **known.origin,
         "n_layers": known.n_layers,
         "d_vocab": known.d_vocab,
-        "probe": _probe(model),
+        "probe": probe(model),
     }
-
-
-def _probe(model: Any) -> list[float]:
-    """A few logits after a few tokens: by them a model is known, whatever it is called."""
-    from tvlens.encoding import TokenBatch
-
-    d_vocab = int(model.cfg.d_vocab)
-    tokens = torch.linspace(0, d_vocab - 1, 6).long()[None]
-    columns = torch.linspace(0, d_vocab - 1, min(_PROBE, d_vocab)).long()[None]
-    request = Request(TokenBatch.of_ids(tokens), readout=TokenLogits(columns))
-    (output,) = run(model, [request])
-    return output.values["logits"].flatten().float().cpu().tolist()

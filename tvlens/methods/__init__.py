@@ -6,9 +6,7 @@ prompts as well. What it cost is counted in forwards: one prompt once through th
 descent counts three for each of its prompts.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from tvlens._errors import unknown
 from tvlens.methods.heads import function, function_gradient
@@ -54,9 +52,7 @@ def fit(name: str, work: Work) -> Fitted:
     """
     if name not in METHODS:
         raise unknown("method", name, METHODS)
-    started = time.perf_counter()
-    found = METHODS[name](work)
-    return replace(found, seconds=found.seconds or time.perf_counter() - started)
+    return work.fitted(METHODS[name])
 
 
 __all__ = ["METHODS", "TRAINED", "Fitted", "Work", "Write", "fit"]

@@ -1,5 +1,6 @@
 """Vectors that are read and averaged: theta and its relatives."""
 
+import time
 from dataclasses import replace
 from functools import cache
 
@@ -7,6 +8,7 @@ from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit
 from tvlens.extraction import extract
 from tvlens.methods.work import Fitted, Work, always, rows_for, states
+from tvlens.models import facts
 from tvlens.prompts import Prompts, build_prompts
 from tvlens.templates import Role
 
@@ -33,9 +35,16 @@ def mean(work: Work) -> Fitted:
 
 def mean_more(work: Work) -> Fitted:
     """Theta averaged over prompts with more demonstrations than are compared with."""
-    shots = min(MORE_SHOTS, work.n_items - 1 - len(work.dev.dummies))
+    shots = min(MORE_SHOTS, work.n_items - 1 - len(work.dev.dummies), _room(work))
     more = build_prompts(work.task, work.model, **{**work.how, "shots": shots})
     return replace(_mean(work, more), note={"shots": shots})
+
+
+def _room(work: Work) -> int:
+    """How many demonstrations fit into the model's context, if all are as long as in the longest prompt."""
+    n_ctx, shots = facts(work.model).n_ctx, int(work.dev.facts["shots"])
+    longest = int(work.dev.regular.lengths.max())
+    return MORE_SHOTS if n_ctx is None else max(shots, n_ctx * (shots + 1) // longest - 1)
 
 
 def _mean(work: Work, source: Prompts) -> Fitted:
@@ -61,7 +70,9 @@ def multi_position(work: Work) -> Fitted:
     These are the query's last token and whatever of the separator comes after it. Each token has its layer,
     chosen one after the other, from the last token on; a token that does not help is left alone.
     """
-    (last,) = (first := mean(work)).write(work.dev, work.dev.zero_shot)
+    first = work.fitted(mean)
+    (last,) = first.write(work.dev, work.dev.zero_shot)
+    started = time.perf_counter()
     edits, cost, n = [last], first.forwards, work.n_layers
     for position in range(-2, -2 - _after_query(work.dev.zero_shot), -1):
         bare, shown = states(work, position=position)
@@ -76,7 +87,8 @@ def multi_position(work: Work) -> Fitted:
         return tuple(edit for edit in edits if (edit.position or 0) >= -1 - _after_query(view))
 
     note = {"places": [[edit.position, edit.layer] for edit in edits]}
-    return Fitted(write, max(edit.layer for edit in edits), cost, note=note)
+    seconds = first.seconds + time.perf_counter() - started
+    return Fitted(write, max(edit.layer for edit in edits), cost, seconds, note)
 
 
 def _after_query(view: TokenBatch) -> int:
@@ -92,7 +104,9 @@ def chosen(work: Work) -> Fitted:
     found = {
         method.__name__: method(work) for method in (mean, mean_more, attention, multi_position)
     }
-    view = work.dev.zero_shot
+    started, view = time.perf_counter(), work.dev.zero_shot
     best = list(found)[work.best([one.write(work.dev, view) for one in found.values()])]
     cost = sum(one.forwards for one in found.values()) + len(found) * len(work.dev)
-    return replace(found[best], forwards=cost, note={"chosen": best, **found[best].note})
+    seconds = sum(one.seconds for one in found.values()) + time.perf_counter() - started
+    note = {"chosen": best, **found[best].note}
+    return replace(found[best], forwards=cost, seconds=seconds, note=note)

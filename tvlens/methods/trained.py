@@ -7,7 +7,7 @@ from tvlens.engine import Edit
 from tvlens.extraction import extract
 from tvlens.learning import learn, split_by_query
 from tvlens.methods.work import Fitted, Work, always
-from tvlens.prompts import Prompts
+from tvlens.prompts import Prompts, deranged
 
 DEPTHS = (0.55, 0.69)  # where vectors are learned, as shares of the depth
 _RATE, _STEPS, _BATCH, _HOLDOUT = 0.03, 150, 32, 0.2
@@ -20,10 +20,10 @@ def learned(work: Work) -> Fitted:
 
 def learned_shuffled(work: Work) -> Fitted:
     """A control: the same training from the same start, with the answers of other queries."""
-    queries = sorted(set(work.dev.queries))
-    moved = random.Random(work.seed).sample(queries, len(queries))
     ids = dict(zip(work.dev.queries, work.dev.answer_ids, strict=True))
-    given = {query: ids[other] for query, other in zip(queries, moved, strict=True)}
+    queries = sorted(ids)
+    moved = deranged([ids[query] for query in queries], random.Random(work.seed))
+    given = dict(zip(queries, moved, strict=True))
     return _learned(work, replace(work.dev, answer_ids=tuple(given[x] for x in work.dev.queries)))
 
 
@@ -37,7 +37,7 @@ def _learned(work: Work, dev: Prompts) -> Fitted:
         )
         for layer in layers
     ]  # fmt: skip
-    best = min(found, key=lambda one: float(one.held_out.min()))
+    best = min(found, key=lambda one: one.lowest)
     (layer,) = best.vector.layers
     fit, held = split_by_query(dev.queries, _HOLDOUT, seed=work.seed)
     # A step is a forward and a backward of its batch; now and then the held-out queries are looked at.

@@ -1,7 +1,8 @@
 """What a method is given, and what it gives back."""
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -13,6 +14,7 @@ from tvlens.function_vectors import HeadEffects, head_effects
 from tvlens.models.runner import runner
 from tvlens.prompts import Prompts
 from tvlens.tasks import Task
+from tvlens.templates import Role
 
 Write = Callable[[Prompts, TokenBatch], tuple[Edit, ...]]
 """What is written into a batch: into a view of these prompts, or into other text."""
@@ -56,7 +58,7 @@ class Work:
     dev: Prompts
     how: dict[str, Any]
     seed: int = 0
-    kept: dict[str, Any] = field(default_factory=dict)
+    kept: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
@@ -78,6 +80,15 @@ class Work:
         """The first of the ways that answer most dev prompts."""
         return int(self.right(cells).float().mean(dim=1).argmax())
 
+    def fitted(self, method: "Callable[[Work], Fitted]") -> Fitted:
+        """What a method makes of this work; made once, with the time that it took."""
+        if method not in self.kept:
+            started = time.perf_counter()
+            found = method(self)
+            took = found.seconds or time.perf_counter() - started
+            self.kept[method] = replace(found, seconds=took)
+        return self.kept[method]
+
     def effects(self) -> HeadEffects:
         """What every head does for the task, by patching and by gradient; computed once."""
         if "effects" not in self.kept:
@@ -96,8 +107,9 @@ def always(*edits: Edit) -> Write:
 def rows_for(
     view: TokenBatch, values: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "kept d_model"]:
-    """Take the mean of values that are one a prompt, where the view is of other text."""
-    return values if len(values) in (1, len(view)) else values.mean(dim=0, keepdim=True)
+    """Take the mean of values that are one a prompt where the view is text that asks nothing."""
+    asks = bool((view.roles == int(Role.QUERY)).any())
+    return values if asks else values.mean(dim=0, keepdim=True)
 
 
 def states(
