@@ -53,8 +53,13 @@ def comparison_heatmap(data: xr.Dataset, *, title: str | None = None) -> go.Figu
     model = notes(data).get("model", "")
     n = data.sizes["seed"]
     under = f"{model} · mean of {n} seeds" if n > 1 else str(model)
-    return titled(
-        fig, said, subtitle=f"{under} · bold: at least as good as demonstrations".lstrip(" ·")
+    under = f"{under} · bold: at least as good as demonstrations".lstrip(" ·")
+    fig = titled(fig, said, subtitle=under)
+    # Names stand above the cells, and turned.
+    room = 3 * max(map(len, runs))
+    return fig.update_layout(
+        margin_t=fig.layout.margin.t + room,
+        height=fig.layout.height + room,  # pyright: ignore
     )
 
 
