@@ -127,7 +127,8 @@ def test_experiment_of_the_how_to_runs_from_the_terminal(
 
     from tvlens import cli, models
 
-    monkeypatch.setattr(models, "load_model", lambda name: tiny_model())
+    model = tiny_model()  # before the loader is replaced, which it takes itself
+    monkeypatch.setattr(models, "load_model", lambda name: model)
     asked = ["run", "shots_curve", "--tasks", "to_upper,gerund", "--n-test", "4"]
     done = CliRunner().invoke(cli.app, [*asked, "--out", str(tmp_path / "shots")])
     assert done.exit_code == 0, done.output
