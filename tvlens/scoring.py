@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -129,6 +130,26 @@ def injection(
     vector.check(model)
     layer = check_layer(layer, model.cfg.n_layers)
     return (Edit(vector.site, layer, vector.at(layer), position=position, mode=mode, scale=scale),)
+
+
+def correct_cells(
+    model: Any, prompts: Prompts, batch: TokenBatch, cells: Sequence[Sequence[Edit]]
+) -> Bool[np.ndarray, "cell prompt"]:
+    """Whether the first predicted token is right, in every way of running a view of some prompts.
+
+    Args:
+        model: A TransformerLens model.
+        prompts: Whose answers count.
+        batch: The view of them that is run.
+        cells: Ways of running it.
+
+    Returns:
+        Outcomes by cell and prompt.
+    """
+    readout = FirstToken(prompts.answer_ids)
+    ways = tuple(tuple(cell) for cell in cells)
+    (output,) = run(model, [Request(batch, cells=ways, readout=readout)])
+    return output.values["correct"].cpu().numpy()
 
 
 def of_queries(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from tvlens.intervals import over_tasks
+from tvlens.intervals import differences_over_tasks, over_tasks
 from tvlens.results import Result
 
 if TYPE_CHECKING:
@@ -127,12 +127,11 @@ class Choices(Result):
             for run in ("baseline", "regular")
         ]
         theta = right["hypothesis"]
-        # A column of -1 says that these are differences, also where no variant is worse anywhere.
-        differences = np.concatenate([theta - theta[..., :1], np.full_like(theta[..., :1], -1)], -1)
+        differences = theta - theta[..., :1]
         queries = self.data["query"].transpose("task", "prompt").values[None]
         ends = over_tasks(np.concatenate([*right.values(), *floors], -1)[None], queries)
-        clear = [end[:-1] for end in over_tasks(differences[None], queries)]
-        every = np.concatenate([*right.values(), differences[..., :-1], *floors], -1)
+        clear = differences_over_tasks(differences[None], queries)
+        every = np.concatenate([*right.values(), differences, *floors], -1)
         mean, at = every.mean(axis=(0, 1)), 2 * len(names)
         low, high = (
             np.concatenate([end[:at], some, end[at:]])

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from einops import reduce
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from tvlens.encoding import TokenBatch
-from tvlens.engine import Edit, FirstToken, Request, run
+from tvlens.engine import Edit
 from tvlens.extraction import extract
 from tvlens.prompts import Prompts, build_prompts, usable_items
+from tvlens.scoring import correct_cells
 from tvlens.tasks import Task, load_task
 from tvlens.templates import Template
 from tvlens.vectors import random_directions
@@ -58,9 +58,7 @@ def accuracy_by_layer(model: Any, prompts: Prompts) -> Float[np.ndarray, " layer
     """
     theta = extract(model, prompts)
     cells = tuple((Edit(theta.site, layer, theta.at(layer)),) for layer in theta.layers)
-    readout = FirstToken(prompts.answer_ids)
-    (output,) = run(model, [Request(prompts.zero_shot, cells=cells, readout=readout)])
-    right = output.values["correct"].float().cpu().numpy()
+    right = correct_cells(model, prompts, prompts.zero_shot, cells).astype("float32")
     return reduce(right, "layer prompt -> layer", "mean")
 
 
@@ -130,23 +128,3 @@ def random_cell(cell: Sequence[Edit], *, seed: str, n: int) -> tuple[Edit, ...]:
         rows = values.expand(n, *values.shape[1:])
         drawn.append(replace(edit, values=random_directions(rows, generator)))
     return tuple(drawn)
-
-
-def correct_cells(
-    model: Any, prompts: Prompts, batch: TokenBatch, cells: Sequence[Sequence[Edit]]
-) -> Bool[np.ndarray, "cell prompt"]:
-    """Whether the first predicted token is right, in every way of running a view of some prompts.
-
-    Args:
-        model: A TransformerLens model.
-        prompts: Whose answers count.
-        batch: The view of them that is run.
-        cells: Ways of running it.
-
-    Returns:
-        Outcomes by cell and prompt.
-    """
-    readout = FirstToken(prompts.answer_ids)
-    ways = tuple(tuple(cell) for cell in cells)
-    (output,) = run(model, [Request(batch, cells=ways, readout=readout)])
-    return output.values["correct"].cpu().numpy()

@@ -23,10 +23,11 @@ from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, FirstToken, Output, Read, Request, run
 from tvlens.experiments import experiment
 from tvlens.experiments._choices import DEFAULT, FACTORS, VARIANTS, Choices, Variant
-from tvlens.experiments._dev import correct_cells, random_cell, resolved
+from tvlens.experiments._dev import random_cell, resolved
 from tvlens.models import facts, load_model
 from tvlens.prompts import SPLITS, Prompts, build_prompts
 from tvlens.provenance import ATTRIBUTE, collect, encode
+from tvlens.scoring import correct_cells
 from tvlens.sites import check_layers
 from tvlens.tasks import Task
 from tvlens.templates import Role, Template

@@ -24,7 +24,7 @@ from tvlens.engine import Edit, FirstToken, LastLogits, Request, run
 from tvlens.engine.probe import SAME, apart, probe
 from tvlens.engine.readout import Readout
 from tvlens.experiments._comparison import FLOORS, UNTOUCHED, Comparison
-from tvlens.experiments._dev import correct_cells, random_cell, resolved, same_queries
+from tvlens.experiments._dev import random_cell, resolved, same_queries
 from tvlens.extraction import extract
 from tvlens.methods import METHODS, Fitted, Work, fit
 from tvlens.metrics import KL, VALUE, Targets
@@ -32,6 +32,7 @@ from tvlens.models import facts, load_model
 from tvlens.patching.pairs import as_batch
 from tvlens.prompts import Prompts, build_prompts
 from tvlens.provenance import ATTRIBUTE, collect, encode
+from tvlens.scoring import correct_cells
 from tvlens.tasks import PAPER_TASKS, Task
 from tvlens.templates import get_template
 

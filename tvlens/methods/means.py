@@ -101,9 +101,8 @@ def _after_query(view: TokenBatch) -> int:
 
 def chosen(work: Work) -> Fitted:
     """Whichever of the means answers most dev prompts."""
-    found = {
-        method.__name__: method(work) for method in (mean, mean_more, attention, multi_position)
-    }
+    tried = (mean, mean_more, attention, multi_position)
+    found = {method.__name__: work.fitted(method) for method in tried}
     started, view = time.perf_counter(), work.dev.zero_shot
     best = list(found)[work.best([one.write(work.dev, view) for one in found.values()])]
     cost = sum(one.forwards for one in found.values()) + len(found) * len(work.dev)

@@ -5,14 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tvlens.encoding import TokenBatch
-from tvlens.engine import Edit, FirstToken, Read, Request, run
+from tvlens.engine import Edit, Read, Request, run
 from tvlens.function_vectors import HeadEffects, head_effects
 from tvlens.models.runner import runner
 from tvlens.prompts import Prompts
+from tvlens.scoring import correct_cells
 from tvlens.tasks import Task
 from tvlens.templates import Role
 
@@ -72,9 +74,7 @@ class Work:
 
     def right(self, cells: Cells) -> Bool[Tensor, "cell prompt"]:
         """Which dev prompts each way of writing answers without demonstrations."""
-        readout = FirstToken(self.dev.answer_ids)
-        (output,) = run(self.model, [Request(self.dev.zero_shot, tuple(cells), readout=readout)])
-        return output.values["correct"].cpu()
+        return torch.from_numpy(correct_cells(self.model, self.dev, self.dev.zero_shot, cells))
 
     def best(self, cells: Cells) -> int:
         """The first of the ways that answer most dev prompts."""
