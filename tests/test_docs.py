@@ -31,10 +31,14 @@ def blocks(page: Path, language: str) -> list[str]:
 def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an example registers, no other test sees."""
     from tvlens import experiments, results, tasks
+    from tvlens.icl import studies
 
-    experiments.discover()  # what is registered for good must not be taken back
-    for module, name in ((tasks, "_registered"), (results, "_KINDS"), (experiments, "_REGISTRY")):
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    kept = [(tasks, "_registered"), (results, "_KINDS")]
+    for registry in (experiments.REGISTRY, studies.REGISTRY):
+        registry.discover()  # what is registered for good must not be taken back
+        kept.append((registry, "functions"))
+    for holder, name in kept:
+        monkeypatch.setattr(holder, name, dict(getattr(holder, name)))
 
 
 # Notebooks

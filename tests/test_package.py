@@ -64,7 +64,7 @@ def test_editors_see_the_names_that_load_lazily() -> None:
 
 # A module may import from its own rank and from lower ones.
 RANKS = [
-    {"_errors", "_typing", "_files", "_tensors", "_words", "provenance", "intervals"},
+    {"_errors", "_registry", "_typing", "_files", "_tensors", "_words", "provenance", "intervals"},
     {"sites", "tasks", "models"},
     {"templates"},
     {"encoding"},
@@ -88,6 +88,7 @@ RANKS = [
     {"function_vectors"},
     {"methods"},
     {"experiments"},
+    {"icl"},
     {"reports", "pages", "testing"},
     {"cli", "_terminal"},
 ]

@@ -300,9 +300,11 @@ def _class_of(data: xr.Dataset) -> type[Result]:
 
 
 def _import_experiments() -> None:
-    from tvlens.experiments import discover
+    from tvlens import experiments
+    from tvlens.icl import studies
 
-    discover()
+    experiments.discover()
+    studies.discover()
 
 
 def _to_file(data: xr.Dataset) -> xr.Dataset:
