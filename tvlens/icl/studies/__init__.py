@@ -1,7 +1,8 @@
 """Studies of the laboratory: each one function, one result class, one file.
 
-A new study is a new file in this folder whose function ``f(*, preset="quick", seed=0, progress=True, **settings)
--> Result`` carries ``@study("name")``. Nothing else needs an edit: `get` and ``tvlens icl run NAME`` know it.
+A new study is a new file in this folder whose function carries ``@study("name")`` and is called as
+``f(preset="quick", seed=0, progress=True, **settings) -> Result``. Nothing else needs an edit: `get` and
+``tvlens icl run NAME`` know it from then on.
 """
 
 from tvlens._registry import Registry
