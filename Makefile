@@ -7,8 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BRIDGE := .venv-bridge
 BRIDGE_LENS := 4.3.0
 export HF_HUB_DISABLE_TELEMETRY := 1
-# Two processes are quicker than two threads: most tests are of tiny models.
-PYTEST := -m pytest -n 2
+# Two processes are quicker than two threads: most tests are of tiny models. One file's tests stay
+# together, so that what they share is made once.
+PYTEST := -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-bridge lint fast docs clean

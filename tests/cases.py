@@ -18,14 +18,21 @@ from tvlens.sites import SITES
 
 TOLERANCE = 1e-4
 PLANS = ("plain", "growing", "suffix")
+
+
+def _marks(name: str, kind: str) -> tuple[pytest.MarkDecorator, ...]:
+    """Where both classes are installed, all models in the second one take a minute of their own."""
+    return () if kind == tiny.KINDS[0] or name == "llama" else (pytest.mark.slow,)
+
+
 # Every tiny model in every TransformerLens class that is installed.
 GRID = [
-    pytest.param(name, kind, id=f"{name}-{kind}")
+    pytest.param(name, kind, id=f"{name}-{kind}", marks=_marks(name, kind))
     for kind in tiny.KINDS
     for name in tiny.ARCHITECTURES
 ]
 GRID_SITES = [
-    pytest.param(*param.values, site, id=f"{param.id}-{site}")
+    pytest.param(*param.values, site, id=f"{param.id}-{site}", marks=param.marks)
     for param in GRID
     for site in SITES
     if (param.values[0], site) != ("pythia", "resid_mid")

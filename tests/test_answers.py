@@ -1,6 +1,7 @@
 """Whole answers: against plain Hugging Face, one prompt at a time, one forward for every new token."""
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import tvlens as tv
 from tests import tiny
+from tests.cases import GRID
 from tvlens.answers import AnswerScores, score_answers
 from tvlens.encoding import Encoder
 from tvlens.templates import Template
@@ -15,6 +17,7 @@ from tvlens.templates import Template
 LAYER = 1
 
 
+@cache
 def prompts(model: Any, task: str = "country_capital", n: int = 6, **settings: Any) -> tv.Prompts:
     return tv.build_prompts(task, model, shots=2, n=n, answers="any", **settings)
 
@@ -73,8 +76,7 @@ def reference(
     return {"text": text, "log_prob": max(totals.values()), "written": ids[len(start) :]}
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(("name", "kind"), GRID)
 def test_answers_equal_plain_hugging_face_one_prompt_at_a_time(name: str, kind: str) -> None:
     model, hf = tiny.model(name, kind), tiny.hf(name)
     made = prompts(model, n=4)

@@ -11,6 +11,7 @@ import xarray as xr
 
 import tvlens as tv
 from tests import tiny
+from tests.cases import GRID
 from tests.test_patching import pair
 from tvlens.metrics import METRICS
 from tvlens.patching import Patching, patch
@@ -60,8 +61,7 @@ def test_not_exact_where_it_is_not(site: str, layer: int) -> None:
     assert np.abs(estimated.value - true.value).max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(("name", "kind"), GRID)
 def test_equals_autograd_of_the_plain_model(name: str, kind: str) -> None:
     clean, corrupted = pair()
     hf = tiny.hf(name)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import tvlens as tv
 from tests import tiny
+from tests.cases import GRID
 from tests.test_patching import pair
 from tvlens.circuits.edges import edge_scores
 from tvlens.circuits.graph import Graph, graph_of, head_writes
@@ -20,11 +21,6 @@ from tvlens.models.runner import runner
 from tvlens.patching.pairs import as_batch
 
 ASKED: dict[str, Any] = {"answers": [7, 11], "wrong": [13, 5]}
-GRID = [
-    pytest.param(name, kind, id=f"{name}-{kind}")
-    for kind in tiny.KINDS
-    for name in tiny.ARCHITECTURES
-]
 
 
 @cache

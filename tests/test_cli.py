@@ -148,6 +148,7 @@ def test_mistakes_get_one_line_and_an_exit_code(arguments: list[str], message: s
     assert message in " ".join(done.stderr.split()), done.stderr
 
 
+@pytest.mark.slow
 def test_compare_keeps_its_parts_and_refuses_those_of_other_settings(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +175,7 @@ def test_compare_keeps_its_parts_and_refuses_those_of_other_settings(
         invoke("compare", "--seeds", "one")
 
 
+@pytest.mark.slow
 def test_experiments_over_several_tasks_run_once(small: str, tmp_path: Path) -> None:
     arguments = [
         "run",

@@ -79,7 +79,10 @@ def test_baseline_and_regular_are_those_of_score(found: Comparison) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [tiny.KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in tiny.KINDS[1:])],
+)
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_methods_see_no_test_query(name: str, kind: str) -> None:
     model = tiny.model("gemma3", kind)

@@ -124,6 +124,7 @@ def test_experiment_of_the_how_to_works(shots_curve: ModuleType, tmp_path: Path)
     assert curve.finding() in page and "hendel" in curve.cite().lower()
 
 
+@pytest.mark.slow
 def test_experiment_of_the_how_to_runs_from_the_terminal(
     shots_curve: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

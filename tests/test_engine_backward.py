@@ -7,6 +7,7 @@ import torch
 
 import tvlens as tv
 from tests import tiny
+from tests.cases import GRID
 from tvlens.engine import Edit, Request, TokenLogits, run
 from tvlens.engine.backward import backward
 from tvlens.models.runner import runner
@@ -22,8 +23,7 @@ def logit_of(model: Any) -> Any:
     return lambda resid, rows: runner(model).logits(resid, TOKENS[rows])[:, 0]
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(("name", "kind"), GRID)
 def test_gradients_are_slopes(name: str, kind: str) -> None:
     model = tv.load_model(
         tiny.hf(name), tokenizer=tiny.tokenizer(name), device="cpu", backend=kind, dtype="float64"

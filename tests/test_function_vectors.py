@@ -10,6 +10,7 @@ import torch
 
 import tvlens as tv
 from tests import tiny
+from tests.cases import GRID
 from tests.test_layer_sweep import easy_task
 from tvlens.experiments.function_vectors import function_vectors
 from tvlens.function_vectors import (
@@ -138,8 +139,7 @@ def test_demonstrations_of_the_split_and_queries_by_name(task: Task) -> None:
 # Effects
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(("name", "kind"), GRID)
 def test_effects_equal_hugging_face_hooks(name: str, kind: str, task: Task) -> None:
     """Means, effects and gradients against plain hooks on Hugging Face's model, prompt by prompt."""
     model, plain = tiny.model(name, kind), tiny.hf(name)
@@ -290,8 +290,7 @@ def test_universal_heads_are_those_of_the_mean_over_tasks(task: Task) -> None:
 # The vector
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(("name", "kind"), GRID)
 def test_all_heads_of_a_layer_sum_to_what_attention_writes(
     name: str, kind: str, task: Task
 ) -> None:

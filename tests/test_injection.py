@@ -1,5 +1,6 @@
 """Extract, inject and score: the same numbers by every road, and what they refuse."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tvlens.engine import Edit, LastLogits, Request, run
 from tvlens.vectors import TaskVector
 
 
+@cache
 def prompts(model: object, n: int = 5, **settings: object) -> tv.Prompts:
     return tv.build_prompts(tv.load_task("antonyms"), model, shots=3, n=n, **settings)
 

@@ -8,6 +8,7 @@ import torch
 
 import tvlens as tv
 from tests import tiny
+from tests.cases import GRID
 from tvlens import learning
 from tvlens.learning import learn
 
@@ -16,9 +17,8 @@ def prompts_of(model: object, n: int = 12) -> tv.Prompts:
     return tv.build_prompts("to_upper", model, shots=2, n=n, split="dev")
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("mode", ["replace", "add"])
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(("name", "kind"), GRID)
 def test_the_loss_is_that_of_the_injected_vector(name: str, kind: str, mode: str) -> None:
     model = tiny.model(name, kind)
     prompts = prompts_of(model)

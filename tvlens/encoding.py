@@ -8,7 +8,6 @@ tokens, two answers that begin alike, a tokenizer that keeps the space apart fro
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -151,8 +150,16 @@ class Encoder:
         Where the tokenizer would join the prompt's end with the answer's start, so that no clean boundary
         exists, the answer is tokenised by itself.
         """
-        head, whole = self.ids(prompt), self.ids(prompt + answer)
-        return whole[len(head) :] if whole[: len(head)] == head else self.ids(answer)
+        return self.continuations(prompt, [answer])[answer]
+
+    def continuations(self, prompt: str, answers: Sequence[str]) -> dict[str, list[int]]:
+        """Token ids that each of several answers adds to a prompt, in one call of the tokenizer."""
+        head, text = self.ids(prompt), [prompt + answer for answer in answers]
+        every = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return {
+            answer: whole[len(head) :] if whole[: len(head)] == head else self.ids(answer)
+            for answer, whole in zip(answers, every, strict=True)
+        }
 
 
 @dataclass(frozen=True)
@@ -196,21 +203,19 @@ def first_tokens(task: Task, template: Template, encoder: Encoder) -> FirstToken
         26
     """
     prompt, lead = template.query(task.inputs[0])
-    other = "" if lead else " "
-
-    @cache
-    def tokens(written: str) -> list[int]:
-        return encoder.continuation(prompt, written)
-
-    def accepted(answers: tuple[str, ...]) -> tuple[int, ...]:
+    spaces = (lead, "" if lead else " ")
+    written = {
+        space + a: None for those in task.answers.values() for a in those for space in spaces
+    }
+    tokens = encoder.continuations(prompt, [*written])
+    ids = {}
+    for x, answers in task.answers.items():
         # Only the canonical answer may count by its first piece. Of other answers and of the other
         # spacing that piece is often a letter or two, and right for almost anything.
-        whole = [tokens(space + a) for a in answers for space in (lead, other)]
-        firsts = [tokens(lead + answers[0])[0], *(t[0] for t in whole if len(t) == 1)]
-        return tuple(dict.fromkeys(firsts))
-
-    ids = {x: accepted(answers) for x, answers in task.answers.items()}
-    canonical = {x: tokens(lead + y) for x, y in task.pairs}
+        whole = [tokens[space + a] for a in answers for space in spaces]
+        ids[x] = tuple(dict.fromkeys([whole[0][0], *(t[0] for t in whole if len(t) == 1)]))
+    canonical = {x: tokens[lead + y] for x, y in task.pairs}
+    blank = {i: encoder.is_blank(i) for i in {t[0] for t in canonical.values()}}
     begins: dict[int, dict[str, None]] = {}
     for x, y in task.pairs:
         begins.setdefault(canonical[x][0], {})[y] = None
@@ -218,7 +223,7 @@ def first_tokens(task: Task, template: Template, encoder: Encoder) -> FirstToken
     return FirstTokens(
         ids=ids,
         one_token=tuple(x for x in task.inputs if len(canonical[x]) == 1),
-        blank=tuple(x for x in task.inputs if encoder.is_blank(canonical[x][0])),
+        blank=tuple(x for x in task.inputs if blank[canonical[x][0]]),
         ambiguous_share=sum(t[0] in shared for t in canonical.values()) / len(task),
         ambiguous={encoder.tokenizer.decode([f]): answers for f, answers in shared.items()},
         constant=Counter(i for those in ids.values() for i in those).most_common(1)[0][0],
