@@ -333,7 +333,7 @@ def test_list_models(tmp_path: Path) -> None:
     table = list_models(cache_dir=tmp_path)
     assert list(table.index[:2]) == ["smollm2-135m", "gemma3-270m"]
     assert table.loc["smollm2-135m", "licence"] == "Apache-2.0"
-    assert not table["cached"].any()
+    assert not table.loc[["smollm2-135m", "gemma3-270m"], "cached"].any()
     assert "BOS" in table.loc["gemma3-270m", "needs"]
 
 

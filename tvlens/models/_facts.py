@@ -14,12 +14,13 @@ class ModelFacts:
 
     Attributes:
         name: What the model goes by.
-        source: ``"wheel"``, ``"folder"``, ``"gguf"``, ``"memory"``, ``"hub"`` or ``"in hand"``.
+        source: ``"wheel"``, ``"package"`` (tvlens itself), ``"folder"``, ``"gguf"``, ``"memory"``, ``"hub"``
+            or ``"in hand"``.
         architecture: The Hugging Face class the weights come from, or ``"custom"``.
         backend: The TransformerLens class that runs it: ``"hooked"`` or ``"bridge"``.
         processing: ``"none"`` for raw weights, ``"fold"`` for TransformerLens' standard processing.
         prepend_bos: Whether prompts begin with the BOS token.
-        revision: The commit of a model from the hub.
+        revision: The commit of a model from the hub, or the checkpoint of a packaged one.
         n_layers: Number of blocks.
         n_heads: Number of attention heads in a block.
         d_model: Width of the residual stream.

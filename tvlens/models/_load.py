@@ -11,6 +11,7 @@ from tvlens.models import _files, _wheels
 from tvlens.models._facts import Origin, facts, kind_of, remember
 from tvlens.models._files import Opened
 from tvlens.models._known import KNOWN, MB, KnownModel
+from tvlens.models._packaged import PACKAGED, open_packaged
 from tvlens.models._places import Places, resolve_places
 from tvlens.models._tokens import prepare_tokenizer
 from tvlens.models.hooked.config import UnsupportedModelError, supported_architectures
@@ -39,7 +40,7 @@ def load_model(
     """Load a model as a HookedTransformer or TransformerBridge with the same logits as its original.
 
     Args:
-        name_or_model: One of `list_models`, e.g. ``"smollm2-135m"``, which need no model hub; a
+        name_or_model: One of `list_models`, e.g. ``"smollm2-135m"`` or ``"toy"``, which need no model hub; a
             local Hugging Face folder; a ``.gguf`` file; a hub id such as ``"gpt2"``; a Hugging Face
             model in memory; or a HookedTransformer or TransformerBridge, which is returned as it is.
         tokenizer: The tokenizer; needed for a model in memory that does not say where its own lies.
@@ -56,7 +57,8 @@ def load_model(
         n_devices: Spread the blocks over this many CUDA devices.
         device_map: How to spread a model that is read from a folder or the hub over devices, as Hugging
             Face takes it (``"auto"``, or a dict); a TransformerBridge only.
-        revision: Commit, tag or branch of a model on the hub.
+        revision: Commit, tag or branch of a model on the hub; a checkpoint of the training of one that
+            tvlens carries, see `tvlens.models.toy_revisions`.
         accept_licence: Accept the terms of a model that asks for it (Gemma).
         cache_dir: Where unpacked models are kept. By default the user's cache folder, or what the
             environment variable ``TVLENS_CACHE`` says.
@@ -65,8 +67,8 @@ def load_model(
         A HookedTransformer or a TransformerBridge. `facts` says what is known about it.
 
     Raises:
-        ValueError: A name, dtype, backend or processing is unknown, the model cannot be converted,
-            or a file is damaged.
+        ValueError: A name, dtype, backend, processing or checkpoint is unknown, the model cannot be
+            converted, or a file is damaged.
         TypeError: The object is no model.
         ModelUnavailableError: The model is not here and cannot be fetched.
         LicenceNotAcceptedError: The model asks for its terms to be accepted.
@@ -121,7 +123,7 @@ class _Reading:
 
     Attributes:
         dtype: The torch dtype to read them in.
-        revision: Commit, tag or branch of a model on the hub.
+        revision: Commit, tag or branch of a model on the hub, or a checkpoint of a packaged one.
         accept_licence: Whether its terms are accepted.
         root: The cache folder.
         runs: Whether the Hugging Face model itself will be run, and not only its weights be used.
@@ -181,7 +183,7 @@ def _to_bridge(
     from tvlens.models.bridge import convert
 
     architecture = type(opened.hf_model).__name__
-    if places.read and opened.origin.source in ("gguf", "memory"):
+    if places.read and opened.origin.source in ("gguf", "memory", "package"):
         raise ValueError(
             "device_map= and n_devices= place weights as they are read from a Hugging Face folder or "
             f"the hub; this model comes from: {opened.origin.source}. "
@@ -274,6 +276,10 @@ def _open(what: Any, tokenizer: Any, reading: _Reading) -> Opened:
         name = os.fspath(what)
         if name in KNOWN:
             return _open_known(KNOWN[name], tokenizer, reading)
+        if name in PACKAGED:
+            return open_packaged(
+                PACKAGED[name], revision=reading.revision, tokenizer=tokenizer, dtype=reading.dtype
+            )
         return _open_path(Path(name).expanduser(), tokenizer, reading) or _files.open_hub(
             _hub_id(name),
             revision=reading.revision,
@@ -333,7 +339,7 @@ def _hub_id(name: str) -> str:
     raise unknown(
         "model",
         name,
-        [*KNOWN, *(alias for alias in short if "/" not in alias)],
+        [*KNOWN, *PACKAGED, *(alias for alias in short if "/" not in alias)],
         hint="A model on the hub has its owner before it: 'owner/model'.",
     )
 
@@ -351,7 +357,7 @@ def list_models(*, cache_dir: str | os.PathLike[str] | None = None) -> Any:
 
     Example:
         >>> list(list_models().index)
-        ['smollm2-135m', 'gemma3-270m']
+        ['smollm2-135m', 'gemma3-270m', 'toy']
     """
     import pandas as pd
 
@@ -368,5 +374,18 @@ def list_models(*, cache_dir: str | os.PathLike[str] | None = None) -> Any:
             "needs": known.needs,
         }
         for known in KNOWN.values()
+    ]
+    rows += [
+        {
+            "name": known.name,
+            "parameters": known.parameters,
+            "source": "package",
+            "licence": known.licence,
+            "download_mb": 0,
+            "disk_mb": round(known.bytes / MB),
+            "cached": True,
+            "needs": known.needs,
+        }
+        for known in PACKAGED.values()
     ]
     return pd.DataFrame(rows).set_index("name")

@@ -77,7 +77,7 @@ def from_huggingface(
             state = _fold(state, cfg)
         gated = _GATED_MEMORY if cfg.gated_mlp else {}
         state = {key: _lay_out(key, tensor, _MEMORY | gated) for key, tensor in state.items()}
-    with _no_deprecation():
+    with no_deprecation():
         # The tokenizer is set below: HookedTransformer's own way of taking one reloads it from the
         # hub.
         model = HookedTransformer(cfg, tokenizer=None, move_to_device=False)
@@ -119,7 +119,7 @@ def from_transformer_lens(
         if processing == "fold"
         else HookedTransformer.from_pretrained_no_processing
     )
-    with _no_deprecation():
+    with no_deprecation():
         model = load(
             name,
             hf_model=hf_model,
@@ -156,9 +156,10 @@ def processing_of(model: Any) -> str:
 
 
 @contextmanager
-def _no_deprecation():
+def no_deprecation():
+    """Keep TransformerLens from saying at every construction that 4.0 removes HookedTransformer."""
     with warnings.catch_warnings():
-        # Said once, in the README: 4.0 removes HookedTransformer.
+        # Said once, in the README.
         warnings.filterwarnings("ignore", ".*HookedTransformer", DeprecationWarning)
         yield
 
