@@ -1,4 +1,4 @@
-"""The command line: ``tvlens demo``, ``run NAME``, ``compare``, ``tasks``, ``models``.
+"""The command line: ``tvlens demo``, ``run NAME``, ``compare``, ``icl run NAME``, ``tasks``, ``models``.
 
 ``run`` is the door to every experiment: an experiment registers itself and is known here from then on.
 ``compare`` has one of its own, since it takes several seeds and goes on where it was stopped.
@@ -34,6 +34,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find, move and explain the vector a language model computes from its context.",
 )
+
+icl = typer.Typer(no_args_is_help=True, help="In context or in weights: the laboratory's studies.")
+app.add_typer(icl, name="icl")
 
 Model = Annotated[
     str, typer.Option(help="A name from `tvlens models`, a folder, a .gguf file or a hub id.")
@@ -170,6 +173,65 @@ def compare(
         typer.echo(json.dumps({"experiment": "compare", **result.summary()}, allow_nan=False))
     else:
         show_tables([result])
+
+
+@icl.command("run")
+def run_study(
+    name: Annotated[str, typer.Argument(help="A study, e.g. noise; see `tvlens icl list`.")],
+    preset: Annotated[str, typer.Option(help="quick (two CPU cores) or paper (a GPU).")] = "quick",
+    seed: Seed = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the first GPU if any.")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting, name=value; lists as [1,2]."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for result, report, page; a run that was stopped goes on."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study of in-context and in-weight learning."""
+    from tvlens.icl import studies
+
+    console = Console(stderr=True, quiet=as_json)
+    function = studies.get(name)
+    known = inspect.signature(function).parameters
+    settings: dict[str, Any] = dict(map(_setting, more or ()))
+    if device is not None:
+        settings["device"] = device
+    for key in settings:
+        if key not in known:
+            raise unknown(f"setting of {name}", key, known)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        if "out" in known:
+            settings["out"] = out
+    result = function(preset=preset, seed=seed, progress=not console.quiet, **settings)
+    console.print(f"[dim]{escape(result.title)}:[/dim] {escape(result.finding())}")
+    if out is not None:
+        result.save(out / f"{name}.nc")
+        report = _write([result], out, title=result.title)
+        console.print(f"Wrote [bold]{escape(str(report))}[/bold].")
+    if as_json:
+        document = {"study": name, "preset": preset, **_plain([result.summary()])[0]}
+        typer.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    else:
+        show_tables([result])
+
+
+@icl.command("list")
+def list_studies(as_json: AsJson = False) -> None:
+    """List the studies, each with its first sentence."""
+    import pandas as pd
+
+    from tvlens.icl import studies
+
+    rows = [
+        {"study": name, "what": (inspect.getdoc(studies.get(name)) or "").partition("\n")[0]}
+        for name in studies.names()
+    ]
+    show(pd.DataFrame(rows), ("study", "what"), as_json=as_json)
 
 
 @app.command("tasks")

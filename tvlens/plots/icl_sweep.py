@@ -1,0 +1,152 @@
+"""Error over the size of the dataset: from the context, or from the weights?"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tvlens._errors import unknown
+from tvlens.plots.theme import MUTED, Role, figure, titled
+
+_GROUPS = {
+    "high": Role("common classes", "#0072B2", "solid", "circle"),
+    "low": Role("rare classes", "#D55E00", "solid", "diamond"),
+}
+_TRAINED = {"transformer": "solid", "in-weight": "dot", "in-context": "dash"}
+_ROWS = {
+    "relevant {} flipped": "relevant context, moved labels:<br>right only from the context",
+    "irrelevant {} base": "irrelevant context, true labels:<br>right only from the weights",
+}
+_WORDS = {
+    "error": "error",
+    "loss": "loss (nats)",
+    "alpha": "alpha: share of the weights",
+    "copying": "copying (nats)",
+}
+
+
+def sweep_curves(
+    curves: pd.DataFrame,
+    *,
+    dial: str,
+    measure: str = "error",
+    chance: float | None = None,
+    title: str | None = None,
+) -> go.Figure:
+    """Draw a measure over dataset size, a column for each value of the dial, in-context above in-weight.
+
+    Args:
+        curves: ``value, trained, probe, n_sequences, mean, sem`` and, where known, ``authors``.
+        dial: What the values are called.
+        measure: What the means are of.
+        chance: Where to draw the line of guessing.
+        title: The heading.
+
+    Returns:
+        The figure: bands are standard errors over seeds, open markers what the authors' figures show.
+
+    Raises:
+        ValueError: A column is missing, or there is no such measure.
+
+    Example:
+        >>> sweep_curves(result.curves(), dial="noise")  # doctest: +SKIP
+
+    References:
+        Chan et al. 2025, arXiv 2410.23042, figure 2.
+    """
+    missing = {"value", "trained", "probe", "n_sequences", "mean", "sem"} - set(curves.columns)
+    if missing:
+        raise ValueError(
+            f"the curves lack {', '.join(sorted(missing))}; they have: {', '.join(curves.columns)}"
+        )
+    if measure not in _WORDS:
+        raise unknown("measure", measure, _WORDS)
+    values = list(dict.fromkeys(curves["value"]))
+    fig = make_subplots(
+        2, len(values), shared_xaxes=True, shared_yaxes=True, figure=figure(), vertical_spacing=0.09,
+        horizontal_spacing=0.03, column_titles=[f"<b>{dial} = {value:g}</b>" for value in values],
+    )  # fmt: skip
+    fig.update_annotations(font_size=13)
+    shown: set[str] = set()
+    for row, pattern in enumerate(_ROWS, 1):
+        for column, value in enumerate(values, 1):
+            for group, role in _GROUPS.items():
+                some: Any = curves[
+                    (curves["value"] == value) & (curves["probe"] == pattern.format(group))
+                ]
+                for trained, dash in _TRAINED.items():
+                    one = some[some["trained"] == trained].sort_values("n_sequences")
+                    if len(one):
+                        _line(fig, one, role, trained, dash, (row, column), shown)
+                _authors(fig, some, role, (row, column), shown)
+        fig.update_yaxes(
+            title_text=f"{_ROWS[pattern]}<br>{_WORDS[measure]}", title_font_size=11, row=row, col=1
+        )
+    if chance is not None:
+        fig.add_hline(y=chance, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
+    sizes = sorted(set(curves["n_sequences"]))
+    fig.update_xaxes(
+        type="log",
+        tickvals=sizes,
+        ticktext=[f"2<sup>{np.log2(n):.0f}</sup>" for n in sizes],
+        tickangle=0,
+    )
+    fig.update_xaxes(title_text="sequences in the dataset, N", row=2)
+    if measure in ("error", "alpha"):
+        fig.update_yaxes(range=[-0.04, 1.04])
+    fig.update_layout(
+        height=560, margin_t=64, legend={"y": -0.16}, meta={"min_width": 260 + 230 * len(values)}
+    )
+    small = "Means over seeds, bands ± standard error · dotted line: guessing"
+    if "authors" in curves.columns and bool(curves["authors"].notna().any()):
+        small += " · open: the authors, read off their figures"
+    return titled(
+        fig, title or "In-context or in-weight", subtitle=small, width=40 + 22 * len(values)
+    )
+
+
+def _line(
+    fig: go.Figure,
+    one: pd.DataFrame,
+    role: Role,
+    trained: str,
+    dash: str,
+    cell: tuple[int, int],
+    shown: set[str],
+) -> None:
+    name = role.name if trained == "transformer" else f"{role.name}, {trained} predictor"
+    where: dict[str, Any] = {"row": cell[0], "col": cell[1]}
+    main = trained == "transformer"
+    x, mean, sem = one["n_sequences"], one["mean"], one["sem"].fillna(0)
+    if main:
+        fig.add_scatter(
+            x=[*x, *x[::-1]], y=[*(mean + sem), *(mean - sem)[::-1]], fill="toself", hoverinfo="skip",
+            line_width=0, mode="lines", fillcolor=role.faint(0.18), showlegend=False, legendgroup=name,
+            **where,
+        )  # fmt: skip
+    fig.add_scatter(
+        x=x, y=mean, mode="lines+markers" if main else "lines", name=name, legendgroup=name,
+        showlegend=name not in shown, customdata=sem,
+        line={"color": role.color if main else role.faint(0.6), "dash": dash, "width": 2 if main else 1.3},
+        marker={"symbol": role.symbol, "size": 7},
+        hovertemplate=f"{name}<br>N = %{{x}}: %{{y:.3f}} ± %{{customdata:.3f}}<extra></extra>", **where,
+    )  # fmt: skip
+    shown.add(name)
+
+
+def _authors(
+    fig: go.Figure, some: pd.DataFrame, role: Role, cell: tuple[int, int], shown: set[str]
+) -> None:
+    known: Any = some[some["authors"].notna()] if "authors" in some.columns else None
+    if known is None or known.empty:
+        return
+    name = f"{role.name}, the authors'"
+    fig.add_scatter(
+        x=known["n_sequences"], y=known["authors"], mode="markers", name=name, legendgroup=name,
+        showlegend=name not in shown, row=cell[0], col=cell[1],
+        marker={"symbol": f"{role.symbol}-open", "size": 11, "color": role.color, "line": {"width": 1.5}},
+        hovertemplate="the authors, N = %{x}: about %{y:.2f}<extra></extra>",
+    )  # fmt: skip
+    shown.add(name)
