@@ -1,0 +1,145 @@
+"""Two mechanisms that share factors: losses over steps, and how often the first one is transient."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from tvlens.plots.theme import SEQUENTIAL, Role, figure, percent, titled
+
+MECHANISMS = {
+    "loss_1": Role("mechanism 1 (in context)", "#0072B2", "solid", "circle"),
+    "loss_2": Role("mechanism 2 (in weights)", "#E69F00", "dash", "square"),
+}
+_COST = Role("cost of both", "#7d8896", "dot", "x")
+_FLOOR = 1e-8
+
+
+def coopetition_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
+    """Draw the losses of both mechanisms over steps: thin lines are seeds, thick ones their medians.
+
+    Args:
+        data: ``loss_1``, ``loss_2`` and ``cost`` by setting, seed and step, and ``alpha`` by setting; one
+            panel a setting.
+        title: The sentence that says what came out.
+
+    Returns:
+        The figure, both axes logarithmic.
+
+    Raises:
+        ValueError: A variable is missing.
+
+    Example:
+        >>> coopetition_curves(result.data)  # doctest: +SKIP
+
+    References:
+        Singh et al. 2025, arXiv 2503.05631.
+    """
+    missing = {*MECHANISMS, "cost", "alpha"} - set(map(str, data.variables))
+    if missing:
+        raise ValueError(
+            f"the data lacks {', '.join(sorted(missing))}; it has: {', '.join(map(str, data))}"
+        )
+    n = data.sizes["setting"]
+    heads = [_head(float(alpha)) for alpha in data["alpha"].values]
+    fig = make_subplots(
+        1, n, shared_yaxes=True, subplot_titles=heads, figure=figure(), horizontal_spacing=0.05
+    )
+    fig.update_annotations(font_size=13)
+    step = data["step"].values + 1
+    for i in range(n):
+        for name, role in {**MECHANISMS, "cost": _COST}.items():
+            _lines(fig, step, np.maximum(data[name].isel(setting=i).values, _FLOOR), role, i + 1)
+    learnt: Any = {"line": {"color": "#9aa5b1", "dash": "dash", "width": 1}, "row": 1, "col": "all"}
+    fig.add_hline(y=0.01, **learnt)
+    ends = [min(1.0, np.log10(step[-1]) / 2), np.log10(step[-1])]
+    fig.update_xaxes(type="log", title_text="step", dtick=1, exponentformat="power", range=ends)
+    low = int(np.floor(np.log10(max(_FLOOR, float(data["loss_2"].min())))))
+    fig.update_yaxes(type="log", range=[max(low, -8) - 0.1, 0.6], dtick=1, exponentformat="power")
+    fig.update_yaxes(title_text="loss", col=1)
+    fig.update_layout(height=400, margin_t=46, meta={"min_width": 320 * n})
+    small = "Dashed at .01: learnt. Thin lines: seeds; thick: their median."
+    return titled(
+        fig, title or "Two mechanisms that share factors", subtitle=small, width=34 + 26 * n
+    )
+
+
+def _head(alpha: float) -> str:
+    return f"<b>cost alpha = {alpha:g}</b>" if alpha else "<b>control: no cost</b>"
+
+
+def _lines(fig: go.Figure, step: Any, curves: Any, role: Role, col: int) -> None:
+    seeds = len(curves)
+    # One trace for all seeds, with gaps: forty seeds must not be forty legend entries.
+    gap = np.full((seeds, 1), np.nan)
+    fig.add_scatter(
+        x=np.tile(np.append(step, np.nan), seeds), y=np.hstack([curves, gap]).ravel(), mode="lines",
+        line={"color": role.faint(0.35), "width": 1}, legendgroup=role.name, showlegend=False,
+        hoverinfo="skip", row=1, col=col,
+    )  # fmt: skip
+    fig.add_scatter(
+        x=step, y=np.median(curves, axis=0), mode="lines", name=role.name, legendgroup=role.name,
+        showlegend=col == 1, line={"color": role.color, "width": 2.6, "dash": role.dash},
+        hovertemplate=f"{role.name}<br>step %{{x}}: %{{y:.2g}}<extra></extra>", row=1, col=col,
+    )  # fmt: skip
+
+
+def coopetition_dials(rates: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+    """Draw how often mechanism 1 is transient, by cost and by the length of its rival's own factor.
+
+    Args:
+        rates: ``alpha, mu1, width, transient, low, high, least_1, final_1`` as ``Coopetition.rates()`` gives
+            them; one panel for each ``mu1``.
+        title: The sentence that says what came out.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: A column is missing.
+
+    Example:
+        >>> coopetition_dials(result.rates())  # doctest: +SKIP
+
+    References:
+        Singh et al. 2025, arXiv 2503.05631.
+    """
+    needed = {"alpha", "mu1", "width", "transient", "low", "high", "least_1", "final_1"}
+    if missing := needed - set(rates.columns):
+        raise ValueError(
+            f"the table lacks {', '.join(sorted(missing))}; it has: {', '.join(rates.columns)}"
+        )
+    values = sorted(set(rates["mu1"]))
+    heads = [f"<b>mu1 = {value:g}</b>" for value in values]
+    fig = make_subplots(
+        1,
+        len(values),
+        shared_yaxes=True,
+        subplot_titles=heads,
+        figure=figure(),
+        horizontal_spacing=0.04,
+    )
+    fig.update_annotations(font_size=13)
+    for i, value in enumerate(values):
+        some: Any = rates[rates["mu1"] == value]
+        grids = {k: some.pivot_table(index="width", columns="alpha", values=k)
+                 for k in ("transient", "low", "high", "least_1", "final_1")}  # fmt: skip
+        share = grids["transient"]
+        fig.add_heatmap(
+            z=share.values, x=[f"{a:g}" for a in share.columns], y=[f"{w:g}" for w in share.index],
+            zmin=0, zmax=1, colorscale=SEQUENTIAL, showscale=i == 0, xgap=1, ygap=1,
+            text=[[percent(v) for v in row] for row in share.values], texttemplate="%{text}",
+            colorbar={"title": "share", "thickness": 12},
+            customdata=np.stack([grids[k].values for k in ("low", "high", "least_1", "final_1")], axis=-1),
+            hovertemplate="alpha %{x}, %{y} numbers in d<br>transient %{z:.2f} [%{customdata[0]:.2f}, "
+            "%{customdata[1]:.2f}]<br>L1 at best %{customdata[2]:.2g}, in the end %{customdata[3]:.2g}"
+            "<extra></extra>", row=1, col=i + 1,
+        )  # fmt: skip
+    fig.update_xaxes(title_text="cost alpha", type="category", showgrid=False)
+    fig.update_yaxes(type="category", showgrid=False)
+    fig.update_yaxes(title_text="numbers in d", col=1)
+    fig.update_layout(height=330, margin_t=46, meta={"min_width": 260 * len(values)})
+    return titled(fig, title or "Share of seeds in which mechanism 1 came and went", width=80)
