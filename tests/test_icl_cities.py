@@ -37,7 +37,7 @@ from tvlens.icl.studies._cities_where import (
 )
 from tvlens.icl.studies.cities import PRESETS, cities
 from tvlens.plots.icl_cities import cities_curves, cities_grafts, cities_matrix, cities_patches
-from tvlens.results import Result
+from tvlens.results import Result, load
 
 pytestmark = tiny.needs_hooked
 SMALL: dict[str, Any] = {
@@ -426,3 +426,20 @@ def test_smollm2_follows_its_context_before_training(smollm2: Any) -> None:
         off = torch.tensor([i != k % GROUP for k, i in enumerate(rows)])
         # Measured: 1.00 where copying is enough, .84 where it is not.
         assert follows[off].float().mean() >= {"same": 0.9, "other": 0.75}[wording]
+
+
+def test_the_committed_run_meets_its_criteria() -> None:
+    """A11 on SmolLM2, 56 pairs: what holds, and what does not."""
+    found = load(Path(__file__).parent / "data" / "icl_cities.nc")
+    assert isinstance(found, Cities)
+    table = found.criteria().set_index(["arm", "wording"])
+    assert (table["base_follows"] >= 0.9).all()
+    plain = table.loc["adamw"]
+    assert (
+        (plain["bare"] == 1).all() and plain["falls"].all() and (plain["follows_end"] < 0.4).all()
+    )
+    # Untouched names should keep within .10: they do where contexts are rehearsed, and not without.
+    assert (plain["untouched_change"] < -0.1).all()
+    rehearsed = table.loc["rehearsed"]
+    assert (rehearsed["bare"] == 1).all() and (rehearsed["untouched_change"].abs() <= 0.1).all()
+    assert (rehearsed["follows_end"] > 0.85).all()

@@ -161,3 +161,13 @@ def test_it_agrees_with_the_authors(paper: Sweep) -> None:
     frame = frame[frame["authors"].notna()]
     gap = (frame["mean"] - frame["authors"]).abs()
     assert len(gap) > 35 and float(gap.mean()) < 0.06 and float(gap.max()) < 0.25
+
+
+def test_more_relevant_pairs_more_copying() -> None:
+    """A8: 72 models of 100,000 steps, L = 4; the authors' least errors are .93, .60, .22 and .08."""
+    found = tv.load(Path(__file__).parent / "data" / "icl_relevant.nc")
+    assert isinstance(found, Sweep)
+    least = found.least()["least"]
+    assert least[4] < least[3] < least[2] < least[1]
+    for value, expected in {1: 0.93, 2: 0.60, 3: 0.22, 4: 0.08}.items():
+        assert abs(least[value] - expected) <= 0.15

@@ -231,6 +231,11 @@ def test_a_state_of_another_run_is_refused(tmp_path) -> None:
         train(GRID[:1], FAST, out=path, **CPU)
 
 
+def test_a_training_need_not_be_probed() -> None:
+    done = train(GRID[:1], Plan(steps=2, probes=()), **CPU)
+    assert done.measures.sizes["probe"] == 0 and done.measures["train_loss"].notnull().all()
+
+
 def test_plans_say_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="at holds steps 0 to 5; 6 arrived"):
         Plan(steps=5, at=(6,))

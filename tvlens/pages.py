@@ -101,7 +101,8 @@ def _table(frame: pd.DataFrame) -> list[str]:
 def _made(made: Mapping[str, Any]) -> str:
     """Where, with what and when."""
     model = made.get("model_facts", {})
-    device = f" on {model['device']}" if "device" in model else ""
+    where = model.get("device") or made.get("device")
+    device = f" on {where}" if where else ""
     seed = f", seed {made['seed']}" if made.get("seed") is not None else ""
     versions = made.get("versions", {})
     torch = f", torch {versions['torch']}" if "torch" in versions else ""

@@ -78,21 +78,23 @@ def costs(runner: Runner) -> Costs:
 def _measure(runner: Runner) -> Costs:
     difference = _difference(runner)
     many_tokens = _MANY.get(runner.device.type, 512)
-    few, many = (
-        _seconds(runner, _block(runner, n // _FEW, Pieces(tokens=n))) for n in (_FEW, many_tokens)
+    few = _length(runner, _FEW)
+    short, long = (
+        _seconds(runner, _block(runner, n // few, Pieces(tokens=n))) for n in (few, many_tokens)
     )
     group, pair = _attention(runner)
     small = _bytes(runner, 1, Pieces())
-    bytes_token = max(_bytes(runner, 2, Pieces(tokens=_FEW)) - small, 0) // _FEW
-    in_halves = _bytes(runner, 1, Pieces(tokens=_FEW // 2))
-    bytes_piece = max(small - in_halves, 0) // (_FEW // 2)
-    token = max(many - few, 1e-9) / (many_tokens - _FEW)
+    bytes_token = max(_bytes(runner, 2, Pieces(tokens=few)) - small, 0) // few
+    half = max(few // 2, 1)
+    in_halves = _bytes(runner, 1, Pieces(tokens=half))
+    bytes_piece = max(small - in_halves, 0) // half
+    token = max(long - short, 1e-9) / (many_tokens // few * few - few)
     return Costs(
-        call=max(few - _FEW * token, 0.0),
+        call=max(short - few * token, 0.0),
         token=token,
         group=group,
         pair=pair,
-        bytes_fixed=max(small - _FEW * (bytes_token + bytes_piece), 0),
+        bytes_fixed=max(small - few * (bytes_token + bytes_piece), 0),
         bytes_token=bytes_token,
         bytes_piece=bytes_piece,
         difference=difference,
@@ -100,16 +102,21 @@ def _measure(runner: Runner) -> Costs:
     )
 
 
-def _prompts(rows: int, length: int) -> TokenBatch:
+def _length(runner: Runner, wanted: int) -> int:
+    """So many tokens, or as many as the model's context holds."""
+    return min(wanted, getattr(runner.model.cfg, "n_ctx", None) or wanted)
+
+
+def _prompts(runner: Runner, rows: int, length: int) -> TokenBatch:
     """Prompts of ordinary low token ids."""
     tokens = (torch.arange(rows * length).reshape(rows, length) * 7 + 11) % 89 + 3
-    return TokenBatch.of_ids(tokens)
+    return TokenBatch.of_ids(tokens % runner.model.cfg.d_vocab)
 
 
 def _difference(runner: Runner) -> float:
     """How far the residual after the last block, put together from parts, is from the model's own."""
     read = Read("resid_post", (runner.n_layers - 1,), None)
-    request = Request(_prompts(2, 9), reads=(read,))
+    request = Request(_prompts(runner, 2, _length(runner, 9)), reads=(read,))
     layout = lay_out([request], n_layers=runner.n_layers, whole=True)
     ((parts,), _), *_ = run_packed(runner, [request], layout, Pieces())
     ((whole,), _), *_ = run_plain(runner, [request])
@@ -118,7 +125,8 @@ def _difference(runner: Runner) -> float:
 
 def _block(runner: Runner, rows: int, pieces: Pieces) -> Callable[[], Any]:
     """One block over prompts of a few tokens."""
-    layout = lay_out([Request(_prompts(rows, _FEW))], n_layers=runner.n_layers, whole=True)
+    prompts = _prompts(runner, rows, _length(runner, _FEW))
+    layout = lay_out([Request(prompts)], n_layers=runner.n_layers, whole=True)
     return one_block(runner, layout, pieces)
 
 
@@ -127,7 +135,9 @@ def _attention(runner: Runner) -> tuple[float, float]:
     device, block = runner.device, runner.block(0)
     n_keys, n_rows = 64, 16 if device.type == "cpu" else 1024
     position = torch.arange(n_keys, device=device)
-    q, k, v = block.project(runner.embed(position, position).to(block.device))
+    # The context may be shorter than that, and the vocabulary smaller.
+    tokens, places = position % runner.model.cfg.d_vocab, position % _length(runner, n_keys)
+    q, k, v = block.project(runner.embed(tokens, places).to(block.device))
 
     def work(rows: int) -> Callable[[], Any]:
         keys = position.expand(rows, n_keys).to(block.device)

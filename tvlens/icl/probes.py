@@ -128,6 +128,8 @@ def measure(
                 )  # fmt: skip
                 parts.append(_outcomes(model.log_probs(w, items), items, flipped=probe.flipped))
             found.append(reduce(torch.cat(parts, dim=-1), "measure m i -> measure m", "mean"))
+    if not found:
+        return torch.empty(len(MEASURES), 0, len(data.settings))
     return rearrange(found, "probe measure m -> measure probe m")
 
 

@@ -265,10 +265,11 @@ def answer_ids(model: Any, batch: TokenBatch, answers: Answers, *, name: str = "
 
 def _first_token(model: Any, prompt: str, answer: str | int, name: str) -> int:
     if isinstance(answer, int):
-        if not 0 <= answer < model.cfg.d_vocab:
-            raise ValueError(
-                f"{name}: {answer} is no token id of this model: 0 to {model.cfg.d_vocab - 1}."
-            )
+        # A model may read more tokens than it says.
+        said = getattr(model.cfg, "d_vocab_out", -1)
+        size = said if isinstance(said, int) and said > 0 else model.cfg.d_vocab
+        if not 0 <= answer < size:
+            raise ValueError(f"{name}: {answer} is no token id of this model: 0 to {size - 1}.")
         return answer
     encoder = Encoder.of(model)
     # "is" and "Paris" would be glued to one word: a space is meant.

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tvlens.icl.draws import number
@@ -66,7 +67,7 @@ def lessons(pairs: Pairs, arm: str, seed: int) -> Callable[[int], Lesson]:
     return lesson
 
 
-def loss_of(model: Any, lesson: Lesson) -> Tensor:
+def loss_of(model: Any, lesson: Lesson) -> Float[Tensor, ""]:
     """Cross entropy on answer tokens, in nats a token; only these are unembedded."""
     drive = runner(model)
     device = drive.device

@@ -198,7 +198,9 @@ def forward(
     return (x @ w["W3"].mT + w["b3"])[..., 0], attention
 
 
-def margins(w: Mapping[str, Tensor], batch: Batch, attends: Tensor) -> Float[Tensor, "member item"]:
+def margins(
+    w: Mapping[str, Tensor], batch: Batch, attends: Bool[Tensor, " member"]
+) -> Float[Tensor, "member item"]:
     """Give the logit of the right label less that of the wrong one.
 
     Args:
