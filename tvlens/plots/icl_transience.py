@@ -71,7 +71,7 @@ def transience_curves(
     fig.update_layout(height=480, legend={"y": -0.2}, meta={"min_width": 640})
     small = (
         "Solid: relevant context, moved labels (0: copies, 1: recalls). Vertical: predicted crossover "
-        "N<sub>x</sub>* (dashed) and measured with in-weight predictors (dash-dotted)."
+        "N* (dashed) and measured with in-weight predictors (dash-dotted)."
     )
     return titled(fig, title or "In-context learning over training", subtitle=small, width=88)
 
