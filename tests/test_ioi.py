@@ -221,7 +221,9 @@ def test_two_digits_in_one_token(greater: ModuleType) -> None:
     class Pairs:
         bos_token_id = None
 
-        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        def __call__(self, text: Any, add_special_tokens: bool = True) -> dict[str, list[Any]]:
+            if isinstance(text, list):
+                return {"input_ids": [self(one)["input_ids"] for one in text]}
             head, tail = text[:-2], text[-2:]
             ids = [
                 1000 + ord(c) for c in (head if tail.isdigit() and head[-2:].isdigit() else text)

@@ -44,3 +44,10 @@ ERRORS: Mapping[str, Mapping[float, Mapping[str, Mapping[int, float]]]] = {
         495: {RARE: {14: 0.15, 16: 0.31, 18: 0.45}},
     },
 }
+
+GATES: Mapping[str, Mapping[int, float]] = {
+    "relevant high": {6: 0.05, 8: 0.16, 10: 0.80, 12: 0.98},
+    "relevant low": {6: 0.08, 8: 0.08, 10: 0.08, 12: 0.08, 14: 0.08, 16: 0.08, 18: 0.20, 20: 0.30},
+    "irrelevant low": {6: 0.09, 8: 0.13, 10: 0.43, 12: 0.75, 14: 0.85, 16: 0.93, 18: 0.98},
+}
+"""Mean gate of their stylised model at noise .2 and L = 1, by probe and dataset size."""

@@ -240,7 +240,7 @@ class Cities(Result):
         return super().summary() | flat | {"seconds": self.provenance["seconds"]}
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Criteria, shares at both ends, and what was retained."""
+        """Criteria, shares at both ends, what was retained, and where in the model the change sits."""
         rates: Any = self.rates()
         ends = rates[rates["step"].isin([rates["step"].min(), rates["step"].max()])]
         retained = self.data["retained"].isel(step=[0, -1]).to_dataframe().reset_index()
@@ -248,6 +248,39 @@ class Cities(Result):
             "What the experiment is to show": self.criteria(),
             "Conflicts, before and after": ends.reset_index(drop=True),
             "Loss on prose, accuracy at tasks": retained,
+            **self._where(),
+        }
+
+    def _where(self) -> dict[str, pd.DataFrame]:
+        """Grafts, and the layer at which a patch of each place does most."""
+        effects = self.effects()
+        if not np.isfinite(effects["clean"].values).all():
+            return {}
+        names = [f"grafted{end}" for end in _ENDS]
+        grafts: Any = (
+            effects[[*names, "untouched_grafted", "recalled"]].to_dataframe().dropna(subset=names)
+        )
+        receives = {"tuned_into_base": "base", "base_into_tuned": "tuned"}
+        rows = []
+        for direction, place in product(DIRECTIONS, PLACES):
+            one = effects.sel(direction=direction, place=place)
+            clean = float(effects["clean"].sel(weights=receives[direction]))
+            best = one.isel(layer=int(np.abs(one["patched"].values - clean).argmax()))
+            rows.append(
+                {
+                    "direction": direction,
+                    "place": place,
+                    "layer": int(best["layer"]),
+                    "clean": clean,
+                }
+                | {f"patched{end}": float(best[f"patched{end}"]) for end in _ENDS}
+                | {"untouched_patched": float(best["untouched_patched"])}
+            )
+        return {
+            "Grafted weights: log odds of the stated city, and share of bare questions known by heart": (
+                grafts.reset_index()
+            ),
+            "Patched activations: log odds at the layer that moves them most": pd.DataFrame(rows),
         }
 
     def plot(self, **channels: Any) -> "go.Figure":
