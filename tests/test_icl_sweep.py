@@ -171,3 +171,18 @@ def test_more_relevant_pairs_more_copying() -> None:
     assert least[4] < least[3] < least[2] < least[1]
     for value, expected in {1: 0.93, 2: 0.60, 3: 0.22, 4: 0.08}.items():
         assert abs(least[value] - expected) <= 0.15
+
+
+def test_copying_comes_and_goes_at_the_ratio_of_frequencies() -> None:
+    """A6, on the committed quick run: 3 seeds, noise .3."""
+    found = tv.load(Path(__file__).parent / "data" / "icl_transience.nc")
+    assert isinstance(found, over_steps.Transience)
+    common, rare = (found.curve(group).mean("seed") for group in ("high", "low"))
+    assert float(common.sel(step=slice(0, 150)).min()) <= 0.25
+    assert float(common.sel(step=1000, method="nearest")) >= 0.85
+    assert float(rare.min()) <= 0.5 and float(rare[-1] - rare.min()) >= 0.15
+    times = found.times()
+    assert 4 <= times.loc["low", "half"] / times.loc["high", "half"] <= 15
+    # Where copying is given up, models that saw no relevant context have come as far as copying goes.
+    assert 0.5 < times.loc["high", "half"] / times.loc["high", "measured"] < 2
+    assert 0.5 < times.loc["low", "half"] / times.loc["low", "measured"] < 2
