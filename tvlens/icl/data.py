@@ -216,8 +216,7 @@ class Data:
         )
         query, context = self._classes(key, split, index, relevant, group)
         classes = torch.cat([context, rearrange(query, "m i -> m i 1")], dim=-1)
-        prototypes = self.novel if group == "novel" else self.prototypes
-        inputs = self._inputs(prototypes, classes, key)
+        inputs = self._inputs(classes, key, split=split, group=group)
         own = classes
         if group == "novel":
             shift = (uniforms(keys(key, 6), 1) * self.n_classes).long()
@@ -240,11 +239,14 @@ class Data:
 
     def _inputs(
         self,
-        prototypes: Float[Tensor, "member label d_model"],
         classes: Int[Tensor, "member item slot"],
         key: Int[Tensor, "member item"],
+        *,
+        split: str,
+        group: str | None,
     ) -> Float[Tensor, "member item slot d_model"]:
         """Prototypes of the classes, with noise."""
+        prototypes = self.novel if group == "novel" else self.prototypes
         member = rearrange(torch.arange(len(prototypes), device=self.device), "m -> m 1 1")
         drawn = normals(keys(key, 4), classes.shape[-1] * self.d_model)
         drawn = rearrange(drawn, "m i (slot d) -> m i slot d", d=self.d_model)

@@ -13,8 +13,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tvlens.icl.data import Data, Items, Setting
-from tvlens.icl.draws import generator, keys, normals, number, uniforms
+from tvlens.icl.data import Data, Setting
+from tvlens.icl.draws import generator, keys, normals, uniforms
 from tvlens.icl.features import Features
 
 _NOISE, _EXEMPLAR = 4, 7  # fields of a sequence's key; `Data` uses 0 to 6
@@ -44,7 +44,6 @@ class ImageData(Data):
         self, settings: Sequence[Setting], features: Features, *, device: str | torch.device = "cpu"
     ) -> None:
         self.features, self.table = features, features.table.to(device)
-        self._number = {"train": number("train")}
         for setting in settings:
             _check(setting, features)
         super().__init__(settings, device=device)
@@ -54,51 +53,22 @@ class ImageData(Data):
         """A mark of the vectors, for the name of a file that keeps a training's state."""
         return hashlib.sha256(self.features.digest.encode()).hexdigest()[:10]
 
-    def items(
+    def _inputs(
         self,
-        split: str,
-        index: Int[Tensor, "member item"],
+        classes: Int[Tensor, "member item slot"],
+        key: Int[Tensor, "member item"],
         *,
-        relevant: bool | None = None,
-        group: str | None = None,
-        flipped: bool = False,
-    ) -> Items:
-        """Draw sequences by their number; see `tvlens.icl.data.Data.items`.
-
-        Args:
-            split: ``"train"`` shows training exemplars, any other name held-out ones.
-            index: Numbers of the sequences.
-            relevant: Whether the query's class is in the context.
-            group: Only queries of ``"high"``, ``"low"`` or ``"novel"`` classes.
-            flipped: Whether all labels are moved on by one within their group.
-
-        Returns:
-            The sequences.
-
-        Raises:
-            ValueError: Novel classes are asked for, and there are fewer than two.
-        """
-        drawn = super().items(split, index, relevant=relevant, group=group, flipped=flipped)
-        classes = rearrange(drawn.inputs, "m i slot 1 -> m i slot").long()
-        split_number = self._number["train"] if split == "train" else number(split)
-        key = keys(rearrange(self.seed, "member -> member 1"), split_number, index)
+        split: str,
+        group: str | None,
+    ) -> Float[Tensor, "member item slot d_model"]:
+        """Vectors of training exemplars in training and of held-out ones in every other split, with noise."""
         rows = self._novel_rows(classes) if group == "novel" else self._rows(classes)
         n_train = self.features.n_train
         first, n = (0, n_train) if split == "train" else (n_train, self.table.shape[1] - n_train)
         chosen = first + (uniforms(keys(key, _EXEMPLAR), classes.shape[-1]) * n).long()
         noise = normals(keys(key, _NOISE), classes.shape[-1] * self.d_model)
         noise = rearrange(noise, "m i (slot d) -> m i slot d", d=self.d_model)
-        inputs = self.table[rows, chosen] + rearrange(self.noise, "m -> m 1 1 1") * noise
-        return Items(inputs, drawn.labels, drawn.target, drawn.own)
-
-    def _inputs(
-        self,
-        prototypes: Float[Tensor, "member label d_model"],
-        classes: Int[Tensor, "member item slot"],
-        key: Int[Tensor, "member item"],
-    ) -> Float[Tensor, "member item slot 1"]:
-        """Pass the classes on: which exemplars may be shown is known to `items` alone."""
-        return rearrange(classes.float(), "m i slot -> m i slot 1")
+        return self.table[rows, chosen] + rearrange(self.noise, "m -> m 1 1 1") * noise
 
     def _rows(self, classes: Int[Tensor, "member item slot"]) -> Int[Tensor, "member item slot"]:
         """Pictures' classes that bear these labels."""

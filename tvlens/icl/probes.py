@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from einops import rearrange, reduce, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tvlens._errors import unknown
 from tvlens.icl.data import Data, Items
+from tvlens.icl.transformer import said_of
 
 GROUPS = ("high", "low", "novel")
 MEASURES = ("error", "loss", "alpha", "copying")
@@ -136,17 +137,11 @@ def measure(
 def _outcomes(
     log_probs: Float[Tensor, "member item label"], items: Items, *, flipped: bool
 ) -> Float[Tensor, "measure member item"]:
-    right = _of(log_probs, items.target)
-    own = _of(log_probs, items.own)
+    right = said_of(log_probs, items.target)
+    own = said_of(log_probs, items.own)
     error = (log_probs.argmax(dim=-1) != items.target).float()
     alpha = (own - right).sigmoid() if flipped else torch.full_like(own, torch.nan)
     shown = torch.zeros_like(log_probs).scatter(2, items.labels, 1.0)
     inside = (log_probs * shown).sum(-1) / shown.sum(-1)
     outside = (log_probs * (1 - shown)).sum(-1) / (1 - shown).sum(-1)
     return torch.stack([error, -right, alpha, inside - outside])
-
-
-def _of(
-    log_probs: Float[Tensor, "member item label"], label: Int[Tensor, "member item"]
-) -> Float[Tensor, "member item"]:
-    return log_probs.gather(2, rearrange(label, "m i -> m i 1"))[..., 0]

@@ -9,12 +9,13 @@ one step, data and optimiser included, is compiled and recorded once as a CUDA g
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -188,6 +189,27 @@ def fingerprint(data: Data, plan: Plan, model: Any) -> dict[str, Any]:
         **{k: v for k, v in asdict(plan).items() if k not in ("probes", "compiled")},
         "probes": [probe.name for probe in plan.probes],
     }
+
+
+def on_grid(measures: xr.Dataset, labels: Mapping[str, Sequence[Any]]) -> xr.Dataset:
+    """Give measures the axes of a grid in place of the axis of members.
+
+    Args:
+        measures: Measures whose members follow one another as the grid's cells do, the last axis fastest.
+        labels: Names and labels of the grid's axes.
+
+    Returns:
+        The same by these axes, and by step and probe.
+
+    Example:
+        >>> flat = xr.Dataset({"error": ("member", [1, 2, 3, 4])})
+        >>> int(on_grid(flat, {"size": [64, 256], "seed": [0, 1]})["error"].sel(size=256, seed=0))
+        3
+    """
+    kept = measures.drop_vars([name for name in measures.coords if name not in ("step", "probe")])
+    index = pd.MultiIndex.from_product([*labels.values()], names=[*labels])
+    coords = xr.Coordinates.from_pandas_multiindex(index, "member")
+    return kept.assign_coords(coords).unstack("member").reindex(dict(labels))
 
 
 class Stepper:

@@ -215,7 +215,22 @@ def mean_loss(
     Returns:
         One loss for each member.
     """
-    return -log_probs.gather(2, rearrange(target, "m i -> m i 1")).mean(dim=(1, 2))
+    return -said_of(log_probs, target).mean(dim=1)
+
+
+def said_of(
+    log_probs: Float[Tensor, "member item label"], label: Int[Tensor, "member item"]
+) -> Float[Tensor, "member item"]:
+    """Pick the log-probability of one label of every item.
+
+    Args:
+        log_probs: Log-probabilities of labels.
+        label: Which.
+
+    Returns:
+        One for each item, in nats.
+    """
+    return rearrange(log_probs.gather(2, rearrange(label, "m i -> m i 1")), "m i 1 -> m i")
 
 
 def dense(

@@ -18,7 +18,7 @@ from tvlens.icl.data import Setting
 from tvlens.icl.presets import settle, several
 from tvlens.icl.probes import MEASURES
 from tvlens.icl.studies._authors import ERRORS, RARE
-from tvlens.icl.training import Plan, train
+from tvlens.icl.training import Plan, on_grid, train
 from tvlens.icl.transformer import Transformer
 from tvlens.provenance import ATTRIBUTE, collect, encode
 from tvlens.results import Result
@@ -221,18 +221,14 @@ def sweep(
             some, plan, model=model, device=device, out=path, progress=progress, label=dial.name
         )
         seconds, used = seconds + done.seconds, done.data.device
-        parts.append(
-            done.measures.drop_vars([n for n in done.measures.coords if n not in ("step", "probe")])
-        )
+        parts.append(done.measures)
     # The outermost axis is the value, and a shape belongs to values: parts follow one another.
     order = [i for shape in dict.fromkeys(s.shape for s in settings)
              for i, s in enumerate(settings) if s.shape == shape]  # fmt: skip
-    flat = xr.concat(parts, "member", join="override").isel(member=np.argsort(order))
+    flat: Any = xr.concat(parts, "member", join="override").isel(member=np.argsort(order))
     labels = {"value": list(values), "trained": list(trained), "n_sequences": [2**n for n in sizes],
               "seed": list(seeds)}  # fmt: skip
-    index = pd.MultiIndex.from_product([*labels.values()], names=list(labels))
-    coords = xr.Coordinates.from_pandas_multiindex(index, "member")
-    data = flat.assign_coords(coords).unstack("member").transpose(*_DIMS, missing_dims="ignore")
+    data = on_grid(flat, labels).transpose(*_DIMS, missing_dims="ignore")
     first = settings[0]
     note = collect(
         kind=Sweep.kind, study=dial.name, field=dial.sets, says=dial.says, preset=preset,
@@ -241,7 +237,7 @@ def sweep(
         label_scale=model.label_scale, train_seconds=round(seconds, 1),
         seconds=round(time.perf_counter() - started, 3),
     )  # fmt: skip
-    return Sweep(data.reindex(labels).assign_attrs({ATTRIBUTE: encode(note)}))
+    return Sweep(data.assign_attrs({ATTRIBUTE: encode(note)}))
 
 
 def _setting(dial: Dial, value: Any, trained: str, size: int, seed: int) -> Setting:

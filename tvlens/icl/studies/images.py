@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-import xarray as xr
 
 from tvlens._errors import unknown
 from tvlens.icl.data import Setting
@@ -29,7 +27,7 @@ from tvlens.icl.probes import MEASURES, PROBES, Probe
 from tvlens.icl.studies import study
 from tvlens.icl.studies._images import DIMS, ImageSweep
 from tvlens.icl.studies._sweep import TRAINED
-from tvlens.icl.training import Plan, fingerprint, train
+from tvlens.icl.training import Plan, fingerprint, on_grid, train
 from tvlens.icl.transformer import Transformer
 from tvlens.provenance import ATTRIBUTE, collect, encode
 
@@ -159,14 +157,9 @@ def images(
         "n_sequences": list(used["sizes"]),
         "seed": list(seeds_used),
     }
-    index = pd.MultiIndex.from_product(list(labels.values()), names=list(labels))
-    kept = done.measures[[*MEASURES, "train_loss"]]
-    kept = kept.drop_vars([name for name in kept.coords if name not in ("step", "probe")])
-    grid = kept.assign_coords(xr.Coordinates.from_pandas_multiindex(index, "member")).unstack(
-        "member"
-    )
+    grid = on_grid(done.measures[[*MEASURES, "train_loss"]], labels)
     shown = pictures.pixels[:_SHOWN, [0, used["n_train"]]]
-    found = grid.reindex(labels).transpose(*DIMS, missing_dims="ignore").assign(
+    found = grid.transpose(*DIMS, missing_dims="ignore").assign(
         sheet=(("class", "exemplar", "height", "width"), shown),
         nearest=("of", np.array([table.accuracy(), table.accuracy(novel=True)])),
     )  # fmt: skip

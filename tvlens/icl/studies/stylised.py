@@ -27,7 +27,7 @@ from tvlens.icl.presets import settle, several
 from tvlens.icl.studies import study
 from tvlens.icl.studies._authors import GATES
 from tvlens.icl.training import Plan, Training, train
-from tvlens.icl.transformer import Transformer
+from tvlens.icl.transformer import Transformer, said_of
 from tvlens.provenance import ATTRIBUTE, collect, encode
 from tvlens.results import Result
 
@@ -229,7 +229,7 @@ def _probe(gated: Training, whole: Training, probe: str, n_items: int) -> dict[s
         parts = gated.model.parts(gated.weights, true)
         answers = whole.model.log_probs(whole.weights, moved)
         mixed = gated.model.log_probs(gated.weights, moved)
-        both = [answers.gather(2, label[..., None])[..., 0] for label in (moved.own, moved.target)]
+        both = [said_of(answers, label) for label in (moved.own, moved.target)]
         alpha = (both[0] - both[1]).sigmoid()
         found = {
             "gate": parts.gate.mean(dim=1), "alpha": alpha.mean(dim=1),

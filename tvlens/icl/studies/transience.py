@@ -23,7 +23,7 @@ from tvlens.icl.probes import MEASURES, Probe
 from tvlens.icl.studies import study
 from tvlens.icl.studies._sweep import TRAINED
 from tvlens.icl.theory import crossover
-from tvlens.icl.training import Plan, train
+from tvlens.icl.training import Plan, on_grid, train
 from tvlens.icl.transformer import Transformer
 from tvlens.provenance import ATTRIBUTE, collect, encode
 from tvlens.results import Result
@@ -248,14 +248,9 @@ def transience(
         progress=progress,
         label="transience",
     )
-    index = pd.MultiIndex.from_product([kinds, every], names=["trained", "seed"])
-    measures = done.measures
-    kept = measures.drop_vars([n for n in measures.coords if n not in ("step", "probe", "group")])
-    data = kept.assign_coords(xr.Coordinates.from_pandas_multiindex(index, "member")).unstack(
-        "member"
-    )
-    data = data.reindex({"trained": list(kinds)}).transpose(*_DIMS, ...)
-    data["seen"] = (("step", "group"), measures["seen"].isel(member=0).values)
+    grid = on_grid(done.measures, {"trained": kinds, "seed": every}).transpose(*_DIMS, ...)
+    seen = done.measures["seen"].isel(member=0).values
+    data = grid.assign_coords(group=list(GROUPS)).assign(seen=(("step", "group"), seen))
     note = collect(
         kind=Transience.kind, study="transience", preset=preset, seed=seed, **chosen,
         p_relevant=base.p_relevant, classes=base.n_classes, batch=plan.batch, lr=plan.lr,
