@@ -10,6 +10,7 @@ import pytest
 import torch
 import xarray as xr
 
+import tvlens as tv
 from tvlens.icl.studies import get
 from tvlens.icl.studies._diversity import Diversity, dataset
 from tvlens.icl.studies._diversity_network import Task, forward, initial, margins, normalised
@@ -180,6 +181,15 @@ def test_bad_input() -> None:
         ValueError, match=r"attention_decay must lie in 0 to 1; -1.0 arrived. Nearest: 0"
     ):
         diversity(**SMALL, attention_decay=-1.0)
+
+
+def test_time_to_memorise_is_a_power_of_the_number_of_classes() -> None:
+    """A12, on the committed run of 28 networks and 50,000 steps: the exponent; the authors say about .7."""
+    found = tv.load(Path(__file__).parent / "data" / "icl_diversity.nc")
+    assert isinstance(found, Diversity)
+    nu, error = found.exponent()
+    assert 0.5 <= nu - error < nu + error <= 0.9
+    assert found.rates()["learnt"].tolist() == [0, 0, 0, 0, 0, 0.5, 1]
 
 
 @pytest.mark.slow

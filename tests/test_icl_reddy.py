@@ -188,7 +188,7 @@ def test_emergence_and_finding() -> None:
     assert table["from_step"][0] == 30 and table["half_accuracy"][0] == 30
     assert table["half_target_label"][0] == 10 and math.isnan(table["half_accuracy"][1])
     assert "1 of 2 networks learnt in context within 40 steps" in made.finding()
-    assert made.finding().endswith("half its height no later in 1 of them.")
+    assert made.finding().endswith("attention to the right label led in 1.")
     assert made._shown() == 0
 
 

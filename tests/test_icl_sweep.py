@@ -171,6 +171,19 @@ def test_more_relevant_pairs_more_copying() -> None:
     assert least[4] < least[3] < least[2] < least[1]
     for value, expected in {1: 0.93, 2: 0.60, 3: 0.22, 4: 0.08}.items():
         assert abs(least[value] - expected) <= 0.15
+    # One relevant pair among four is not found, as in the paper.
+    one = found.curves().query("probe == 'relevant low flipped' and value == 1")
+    assert len(one) == 6 and float(one["mean"].min()) >= 0.85
+
+
+def test_more_rare_classes_copy_longer() -> None:
+    """A7: 48 models of 200,000 steps; the authors' least errors are .17 (2^12), .14 and .15 (2^14)."""
+    found = tv.load(Path(__file__).parent / "data" / "icl_rare.nc")
+    assert isinstance(found, Sweep)
+    least = found.least()
+    assert least["at"].tolist() == [2**10, 2**12, 2**14, 2**14]
+    assert (least.loc[[45, 95, 495], "least"] <= 0.2).all()
+    assert found.chance() == pytest.approx([0.9, 0.98, 0.99, 0.998])
 
 
 def test_copying_comes_and_goes_at_the_ratio_of_frequencies() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from einops import rearrange
 
 from tests import tiny
@@ -23,6 +24,7 @@ from tvlens.icl import (
 from tvlens.icl import training as module
 from tvlens.icl.draws import keys, normals, number, uniforms
 from tvlens.icl.gated import Gated
+from tvlens.icl.training import on_grid
 
 GRID = [
     Setting(n_sequences=2**n, seed=s, p_relevant=p)
@@ -30,6 +32,7 @@ GRID = [
     for s in (0, 1)
     for p in (0.0, 0.9)
 ]
+CUDA = torch.cuda.is_available()
 FAST = Plan(
     steps=6, at=(2, 4), n_items=20, probes=(Probe(True, "low", flipped=True), Probe(False, "high"))
 )
@@ -191,10 +194,16 @@ def test_an_ensemble_learns_what_each_member_learns_alone() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not CUDA, reason="needs a GPU"))],
+)
 def test_a_run_killed_half_way_ends_with_the_same_numbers(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
+    device: str, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(GRID, FAST, **CPU)
+    """On a GPU too, where a step is compiled: gradients are summed in a fixed order there."""
+    how = {**CPU, "device": device}
+    whole = train(GRID, FAST, **how)
     path, calls = tmp_path / "state.safetensors", []
     monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
 
@@ -206,15 +215,15 @@ def test_a_run_killed_half_way_ends_with_the_same_numbers(
 
     monkeypatch.setattr(module, "measure", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(GRID, FAST, out=path, **CPU)
+        train(GRID, FAST, out=path, **how)
     monkeypatch.setattr(module, "measure", measure)
-    resumed = train(GRID, FAST, out=path, **CPU)
+    resumed = train(GRID, FAST, out=path, **how)
     assert resumed.measures.equals(whole.measures)
     for name in whole.weights:
         assert torch.equal(resumed.weights[name], whole.weights[name])
     # A finished run is read back, not run again.
     monkeypatch.setattr(module.Stepper, "advance", lambda *a: pytest.fail("trained again"))
-    assert train(GRID, FAST, out=path, **CPU).measures.equals(whole.measures)
+    assert train(GRID, FAST, out=path, **how).measures.equals(whole.measures)
 
 
 def test_a_state_of_another_run_is_refused(tmp_path) -> None:
@@ -342,13 +351,24 @@ def test_the_stylised_model_is_its_parts() -> None:
     assert float(wrong) < 0.2
 
 
+def test_members_become_a_grid_even_of_one_seed() -> None:
+    flat = xr.Dataset({"error": ("member", [1.0, 2.0])})
+    found = on_grid(flat, {"n_sequences": (64, 256), "seed": (7,)})
+    assert found["error"].sel(n_sequences=256, seed=7) == 2
+    assert found["seed"].dtype.kind == found["n_sequences"].dtype.kind == "i"
+
+
 def test_each_stage_trains_its_own_parameters() -> None:
-    done = train(GRID[:1], FAST, model=Gated(), **CPU)
+    done = train(GRID[:1], FAST, model=Gated(stage="parts"), **CPU)
     first = Gated().initial(done.data)
     assert not torch.equal(done.weights["g.0.w"], first["g.0.w"])
     assert torch.equal(done.weights["gate.0.w"], first["gate.0.w"])
     second = train(GRID[:1], FAST, model=Gated(stage="gate"), start=done.weights, **CPU)
     assert torch.equal(second.weights["g.0.w"], done.weights["g.0.w"])
     assert not torch.equal(second.weights["gate.0.w"], done.weights["gate.0.w"])
+    together = train(GRID[:1], FAST, model=Gated(), **CPU)
+    # With one pair in the context h copies it at any temperature.
+    same = [name for name in first if torch.equal(together.weights[name], first[name])]
+    assert same == ["h.theta"]
     with pytest.raises(ValueError, match="unknown stage 'gates'. Nearest: gate"):
         Gated(stage="gates")

@@ -1,8 +1,10 @@
 """The paper's stylised model: an in-weight predictor g, an in-context predictor h, and a gate between them.
 
 g sees the query alone; h copies labels of the context, weighted by how near their inputs are to the query;
-the gate sees all inputs and no label, and says how much of g to take. g and h are learnt first, each for
-itself; then they stand still and the gate learns. What a transformer hides in one set of weights is apart.
+the gate sees all inputs and no label, and says how much of g to take. What a transformer hides in one set of
+weights is apart. All three learn together by the mixture's loss; or g and h first, each for itself, and then
+the gate alone. It matters: a g that is learnt first knows its dataset by heart, so that the gate has no
+reason to look at the context; together, h serves at once, and g learns what h leaves it.
 
 References:
     Chan et al. 2025, arXiv:2410.23042, section 3; their code exponentiates the temperature of h twice, so
@@ -23,7 +25,7 @@ from tvlens.icl.data import Data, Items
 from tvlens.icl.draws import generator
 from tvlens.icl.transformer import Parameters, dense, lecun_normal, mean_loss
 
-STAGES = ("parts", "gate")
+STAGES = ("together", "parts", "gate")
 _FLOOR_H, _FLOOR = 1e-7, 1e-8  # least probabilities, as in the authors' code
 
 
@@ -40,7 +42,8 @@ class Gated:
     """The stylised architecture.
 
     Args:
-        stage: What learns: ``"parts"`` (g and h, each by its own loss) or ``"gate"`` (the gate alone).
+        stage: What learns: ``"together"`` (all, by the mixture's loss), ``"parts"`` (g and h, each by its own
+            loss) or ``"gate"`` (the gate alone).
         width: Width of both hidden layers of g and of the gate.
 
     Raises:
@@ -53,7 +56,7 @@ class Gated:
         torch.Size([2])
     """
 
-    stage: str = "parts"
+    stage: str = "together"
     width: int = 64
 
     def __post_init__(self) -> None:
@@ -62,7 +65,7 @@ class Gated:
 
     def trained(self, name: str) -> bool:
         """Whether a parameter learns at this stage."""
-        return name.startswith("gate") == (self.stage == "gate")
+        return self.stage == "together" or name.startswith("gate") == (self.stage == "gate")
 
     def initial(self, data: Data) -> Parameters:
         """Draw first weights for every member; a member's own seed alone decides them.
@@ -118,8 +121,8 @@ class Gated:
         return mixed.clamp(min=_FLOOR).log()
 
     def losses(self, w: Parameters, items: Items) -> Float[Tensor, " member"]:
-        """Give each member's loss in nats: of g plus of h at first, of the mixture at the second stage."""
-        if self.stage == "gate":
+        """Give each member's loss in nats: of g plus of h where these learn apart, else of the mixture."""
+        if self.stage != "parts":
             return mean_loss(self.log_probs(w, items), items.target)
         parts = self.parts(w, items)
         # They share no parameter, so the sum trains each as if it were alone.

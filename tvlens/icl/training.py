@@ -9,7 +9,9 @@ one step, data and optimiser included, is compiled and recorded once as a CUDA g
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +166,7 @@ def train(
             if stop in plan.stops:
                 found = measure(model, state.weights, data, plan.probes, n_items=plan.n_items)
                 state.measured[stop] = torch.cat(
-                    [loop.mean_loss()[None], found.flatten(0, 1)]
+                    [loop.mean_loss()[None], found.flatten(0, 1).to(data.device)]
                 ).cpu()
             if stop in plan.keep:
                 state.kept[stop] = {k: v.detach().cpu().clone() for k, v in state.weights.items()}
@@ -209,7 +211,9 @@ def on_grid(measures: xr.Dataset, labels: Mapping[str, Sequence[Any]]) -> xr.Dat
     kept = measures.drop_vars([name for name in measures.coords if name not in ("step", "probe")])
     index = pd.MultiIndex.from_product([*labels.values()], names=[*labels])
     coords = xr.Coordinates.from_pandas_multiindex(index, "member")
-    return kept.assign_coords(coords).unstack("member").reindex(dict(labels))
+    # A tuple would be read as (dimensions, data).
+    axes = {name: list(values) for name, values in labels.items()}
+    return kept.assign_coords(coords).unstack("member").reindex(axes)
 
 
 class Stepper:
@@ -276,19 +280,35 @@ class Stepper:
             compiled = torch.compile(self._losses, fullgraph=True, dynamic=False)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
+        with _deterministic():
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._step(compiled)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.optimizer.zero_grad(set_to_none=True)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
                 self._step(compiled)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step(compiled)
         with torch.no_grad():
             for tensor, value in zip(held, kept, strict=True):
                 tensor.copy_(value)
         self.state.restore(self.optimizer, self.names, in_place=True)
         return graph.replay
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Have sums taken in a fixed order: compiled kernels add gradients of a table in any order otherwise."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            # cuBLAS may differ between streams; a training uses one.
+            warnings.filterwarnings("ignore", message=".*CUBLAS_WORKSPACE_CONFIG")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def _stops(plan: Plan, done: int) -> Iterable[int]:

@@ -74,7 +74,11 @@ def diversity_sweep(
         line: Any = {"color": MUTED, "dash": "dot", "width": 1.2}
         place: Any = {"row": 1, "col": 1, "annotation_text": "K*"}
         fig.add_vline(x=threshold, line=line, **place)
-    fig.update_xaxes(type="log", title_text="classes in training, K", row=1, col=1)
+    classes = sorted(set(ends["n_classes"]))
+    fig.update_xaxes(
+        type="log", title_text="classes in training, K", tickvals=classes,
+        ticktext=[f"{k:,.0f}" for k in classes], row=1, col=1,
+    )  # fmt: skip
     fig.update_xaxes(title_text="networks", row=1, col=2)
     fig.update_yaxes(range=[0.3, 1.03], title_text="accuracy at the end", row=1, col=1)
     fig.update_layout(height=400, meta={"min_width": 520}, bargap=0.05)

@@ -114,7 +114,7 @@ def image_errors(
     if authors is not None and len(authors):
         small += " · open, +: the authors on Omniglot (1,603 rare classes, L = 2), read off figures (± .05)"
     return titled(
-        fig, title or "Pictures: from the context or from the weights", subtitle=small, width=90
+        fig, title or "Pictures: from the context or from the weights", subtitle=small, width=80
     )
 
 

@@ -1,5 +1,6 @@
 """Error over the size of the dataset: from the context, or from the weights?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def sweep_curves(
     *,
     dial: str,
     measure: str = "error",
-    chance: float | None = None,
+    chance: Sequence[float] | None = None,
     title: str | None = None,
 ) -> go.Figure:
     """Draw a measure over dataset size, a column for each value of the dial, in-context above in-weight.
@@ -41,14 +42,14 @@ def sweep_curves(
         curves: ``value, trained, probe, n_sequences, mean, sem`` and, where known, ``authors``.
         dial: What the values are called.
         measure: What the means are of.
-        chance: Where to draw the line of guessing.
+        chance: Where to draw the line of guessing, value by value; no line where None.
         title: The heading.
 
     Returns:
         The figure: bands are standard errors over seeds, open markers what the authors' figures show.
 
     Raises:
-        ValueError: A column is missing, or there is no such measure.
+        ValueError: A column is missing, there is no such measure, or ``chance`` is not one number a value.
 
     Example:
         >>> sweep_curves(result.curves(), dial="noise")  # doctest: +SKIP
@@ -64,6 +65,8 @@ def sweep_curves(
     if measure not in _WORDS:
         raise unknown("measure", measure, _WORDS)
     values = list(dict.fromkeys(curves["value"]))
+    if chance is not None and len(chance) != len(values):
+        raise ValueError(f"chance needs one number for each of {values}; {len(chance)} arrived.")
     fig = make_subplots(
         2, len(values), shared_xaxes=True, shared_yaxes=True, figure=figure(), vertical_spacing=0.09,
         horizontal_spacing=0.03, column_titles=[f"<b>{dial} = {value:g}</b>" for value in values],
@@ -84,16 +87,14 @@ def sweep_curves(
         fig.update_yaxes(
             title_text=f"{_ROWS[pattern]}<br>{_WORDS[measure]}", title_font_size=11, row=row, col=1
         )
-    if chance is not None:
-        fig.add_hline(y=chance, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
-    sizes = sorted(set(curves["n_sequences"]))
-    fig.update_xaxes(
-        type="log",
-        tickvals=sizes,
-        ticktext=[f"2<sup>{np.log2(n):.0f}</sup>" for n in sizes],
-        tickangle=0,
-    )
-    fig.update_xaxes(title_text="sequences in the dataset, N", row=2)
+    dotted: Any = {"line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "below"}
+    for column, guess in enumerate(chance or (), 1):
+        fig.add_hline(y=guess, col=column, **dotted)
+    # Many panels leave each few ticks' room.
+    sizes = sorted(set(curves["n_sequences"]))[:: 1 + (len(values) > 3)]
+    ticks = [f"2<sup>{np.log2(n):.0f}</sup>" for n in sizes]
+    fig.update_xaxes(type="log", tickvals=sizes, ticktext=ticks, tickangle=0)
+    fig.update_xaxes(title_text="sequences in the dataset, N", row=2, col=(len(values) + 1) // 2)
     if measure in ("error", "alpha"):
         fig.update_yaxes(range=[-0.04, 1.04])
     fig.update_layout(

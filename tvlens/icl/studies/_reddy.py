@@ -93,10 +93,9 @@ class Reddy(Result):
             )
         leads = int((some["half_target_label"] <= some["half_accuracy"]).sum())
         return (
-            f"{len(some)} of {len(table)} networks learnt in context within {last} steps: accuracy on new "
-            f"classes goes from a tenth to nine tenths of its way above a guess between steps "
-            f"{some['from_step'].median():.0f} and {some['to_step'].median():.0f} (medians); attention from "
-            f"the target to right labels is at half its height no later in {leads} of them."
+            f"{len(some)} of {len(table)} networks learnt in context within {last:,} steps, new classes "
+            f"going from a tenth to nine tenths of their way between steps {some['from_step'].median():,.0f} "
+            f"and {some['to_step'].median():,.0f} (medians); attention to the right label led in {leads}."
         )
 
     def summary(self) -> dict[str, Any]:

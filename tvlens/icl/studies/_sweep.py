@@ -114,6 +114,15 @@ class Sweep(Result):
         ]
         return frame
 
+    def chance(self) -> list[float]:
+        """Give the error of guessing, value by value."""
+        asked = self.provenance
+        made = [
+            Setting(**asked["base"], **{asked["field"]: v})
+            for v in self.data["value"].values.tolist()
+        ]
+        return [1 - 1 / setting.n_classes for setting in made]
+
     def least(self) -> pd.DataFrame:
         """Give for each value where on rare classes the context was used most.
 
@@ -167,7 +176,7 @@ class Sweep(Result):
 
         measure = channels.pop("measure", "error")
         curves = self.curves(measure, step=channels.pop("step", None))
-        chance = 1 - 1 / self.provenance["classes"] if measure == "error" else None
+        chance = self.chance() if measure == "error" else None
         kept: dict[str, Any] = {
             "title": self.title, "dial": self.provenance["field"], "measure": measure, "chance": chance,
         }  # fmt: skip
@@ -229,10 +238,9 @@ def sweep(
     labels = {"value": list(values), "trained": list(trained), "n_sequences": [2**n for n in sizes],
               "seed": list(seeds)}  # fmt: skip
     data = on_grid(flat, labels).transpose(*_DIMS, missing_dims="ignore")
-    first = settings[0]
     note = collect(
         kind=Sweep.kind, study=dial.name, field=dial.sets, says=dial.says, preset=preset,
-        seed=seed, seeds=len(seeds), classes=first.n_classes, batch=plan.batch, lr=plan.lr, model=repr(model),
+        seed=seed, seeds=len(seeds), batch=plan.batch, lr=plan.lr, model=repr(model),
         base=dict(dial.base), device=str(used), steps=steps, n_items=plan.n_items,
         label_scale=model.label_scale, train_seconds=round(seconds, 1),
         seconds=round(time.perf_counter() - started, 3),

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"seeds": 3, "steps": 3000, "noise": 0.3, "n_sequences": 2**16, "weight_decay": 0.0,
-              "points": 40, "n_items": 300, "label_scale": 3.0},
+    "quick": {"seeds": 2, "steps": 3000, "noise": 0.3, "n_sequences": 2**16, "weight_decay": 0.0,
+              "points": 30, "n_items": 300, "label_scale": 3.0},
     "paper": {"seeds": 20, "steps": 100_000, "noise": 0.3, "n_sequences": 2**16, "weight_decay": 0.0,
               "points": 80, "n_items": 3000, "label_scale": 1.0},
 }  # fmt: skip
