@@ -115,6 +115,16 @@ def test_all_means_the_papers_18() -> None:
     assert len(PAPER_TASKS) == 18
 
 
+def test_a_study_prints_json_where_a_number_is_infinite() -> None:
+    """In so few rounds no class switches (NaN), nor is it said to (infinity)."""
+    few = ("rounds=300", "seeds=1", "label_noises=0.0", "p_highs=0.9")
+    settings = [part for setting in few for part in ("--set", setting)]
+    document = json.loads(invoke("icl", "run", "theory", "--json", *settings).stdout)
+    assert document["study"] == "theory" and document["loss"] > 0
+    assert document["C_H predicted"] > 300
+    assert document["C_H exact"] is None and document["ratio at 0.5"] is None
+
+
 def test_lists() -> None:
     assert "country_capital" in invoke("tasks", "--family", "knowledge").output
     tasks = json.loads(invoke("tasks", "--json").output)

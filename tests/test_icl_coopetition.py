@@ -129,6 +129,33 @@ def test_figures(found: Coopetition) -> None:
         coopetition_dials(pd.DataFrame({"alpha": [1]}))
 
 
+def test_every_worth_of_the_other_mechanism_has_its_panel() -> None:
+    table = coopetition(
+        seeds=1, steps=2, alphas=(0.1, 0.0), mu1=(0.1, 0.5), mu2=(0.0, 0.2), widths=(160, 20), progress=False
+    ).rates()  # fmt: skip
+    table["transient"] = np.arange(len(table)) / len(table)
+    fig = coopetition_dials(table)
+    heads = [note.text for note in fig.layout.annotations]
+    assert heads == [f"<b>mu1 = {a}, mu2 = {b}</b>" for b in ("0", "0.2") for a in ("0.1", "0.5")]
+    shown = np.concatenate([np.ravel(trace.z) for trace in fig.data])
+    assert sorted(shown) == sorted(table["transient"])
+    panel = table[(table["mu1"] == 0.5) & (table["mu2"] == 0.2)]
+    wanted = panel.pivot(index="width", columns="alpha", values="transient")
+    np.testing.assert_array_equal(fig.data[-1].z, wanted)
+    with pytest.raises(ValueError, match="the table lacks mu2"):
+        coopetition_dials(table.drop(columns="mu2"))
+
+
+def test_curves_say_the_step_that_they_show(found: Coopetition) -> None:
+    """Step 0 has no place on a logarithmic axis, so x is one more; what is read is not."""
+    thick = [trace for trace in found.plot().data if trace.hovertemplate]
+    assert len(thick) == 6
+    for trace in thick:
+        np.testing.assert_array_equal(trace.customdata, found.data["step"])
+        np.testing.assert_array_equal(trace.x, found.data["step"] + 1)
+        assert "step %{customdata}" in trace.hovertemplate and "%{x}" not in trace.hovertemplate
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="unknown preset 'quik'. Nearest: quick"):
         coopetition(preset="quik")

@@ -1,9 +1,12 @@
 """Five ways to ask: idealised strategies must pass exactly those that they can."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from tvlens.icl import Data, Items, Plan, Setting, five_way, train
 from tvlens.icl.five_way import KINDS, Sequences, score, sequences
 
 N, CLASSES = 400, 12
@@ -43,6 +46,49 @@ def test_strategies(pairs: int, copies: int) -> None:
             luck = {"icl": 0.6, "ciwl": 0.2, "pure_iwl": 0.2}.get(kind, 0)
             expected = right[name][kind]
             assert share == 1 if expected else share <= luck, (name, kind, share)
+
+
+class Ideal:
+    """A model that matches the query with the context, or recalls which prototype it is."""
+
+    def __init__(self, data: Data, *, matches: bool) -> None:
+        self.prototypes, self.matches = data.prototypes, matches
+
+    def log_probs(self, w: dict[str, Tensor], items: Items) -> Tensor:
+        context, query = items.inputs[:, :, :-1], items.inputs[:, :, -1]
+        if self.matches:
+            nearest = (context - query[:, :, None]).norm(dim=-1).argmin(-1, keepdim=True)
+            label = items.labels.gather(2, nearest)[..., 0]
+        else:
+            label = torch.cdist(query, self.prototypes).argmin(-1)
+        return torch.nn.functional.one_hot(label, self.prototypes.shape[1]).float().log()
+
+
+def test_a_training_is_asked_in_all_five_ways() -> None:
+    settings = [Setting(length=2, noise=0.02, n_sequences=64, seed=seed) for seed in (0, 1)]
+    done = train(settings, Plan(steps=1, probes=()), device="cpu", progress=False)
+    # Matching finds no match for ciwl, and copies either label. Recalling names label 0 or 1 for icl only
+    # where that is the class.
+    right = {True: [1, 1, 1, 0.5, 0], False: [1, 0.1, 0, 1, 1]}
+    for matches, expected in right.items():
+        ideal = replace(done, model=Ideal(done.data, matches=matches))
+        found = five_way(ideal, n=N)
+        assert found["kind"].values.tolist() == list(KINDS) and found.sizes["member"] == 2
+        for kind, share in zip(KINDS, expected, strict=True):
+            luck = 0 if share in (0, 1) else 0.1
+            off = abs(found["right"].sel(kind=kind) - share)
+            assert (off <= luck).all(), (matches, kind)
+        assert found["in_context"].sel(kind="pure_iwl").isnull().all()
+    learnt = five_way(done, n=N, seed=1)
+    assert ((learnt["right"] >= 0) & (learnt["right"] <= 1)).all()
+    assert not learnt.identical(five_way(done, n=N, seed=2))
+    assert learnt.identical(five_way(done, n=N, seed=1))
+
+
+def test_one_pair_is_too_short() -> None:
+    done = train([Setting()], Plan(steps=1, probes=()), device="cpu", progress=False)
+    with pytest.raises(ValueError, match="1 copies of two classes need 2 pairs; pairs = 1 arrived"):
+        five_way(done)
 
 
 def test_what_the_contexts_hold() -> None:

@@ -22,7 +22,7 @@ def problem(seed: int = 0) -> dict[str, Any]:
 
     return {
         "weights": weights, "draw": draw, "losses": losses, "measure": lambda w: w["w"].clone(), "lr": 0.05,
-        "decay": {"w": 0.01, "b": 0.0}, "mark": {"seed": seed}, "progress": False,
+        "decay": {"w": 0.01, "b": 0.0}, "mark": {"study": "one", "seed": seed}, "progress": False,
     }  # fmt: skip
 
 

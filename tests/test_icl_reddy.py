@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from tvlens.icl.studies import get
-from tvlens.icl.studies._reddy import TESTS, Reddy, dataset
+from tvlens.icl.studies import _reddy_network, get
+from tvlens.icl.studies._reddy import MEASURES, TESTS, Reddy, dataset
 from tvlens.icl.studies._reddy_network import Batch, Task, forward, initial, losses, measures
 from tvlens.icl.studies.reddy import reddy
 from tvlens.plots.icl_reddy import reddy_curves, reddy_settings
@@ -144,9 +144,53 @@ def test_measures_of_uniform_attention(task: Task) -> None:
     torch.testing.assert_close(found["right"], right)
     assert found["same"].abs().max() < 0.12  # 0 but for contexts of one label only
     torch.testing.assert_close(found["loss"], losses(w, tests["train"]))
-    # A network that is given the right attention has the right measures.
-    logits = torch.nn.functional.one_hot(batch.label, 4).float()
-    assert (logits.argmax(-1) == batch.label).all()
+
+
+def progress(
+    monkeypatch: pytest.MonkeyPatch, batch: Batch, logits: Tensor, first: Tensor, second: Tensor
+) -> dict[str, Tensor]:
+    """The measures of a network that says and attends as told."""
+    monkeypatch.setattr(_reddy_network, "forward", lambda w, tokens: (logits, first, second))
+    return dict(zip(MEASURES[:4], _reddy_network._progress({}, batch), strict=True))
+
+
+def test_measures_of_attention_by_hand(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = task.batch(stream(5), 300, p_bursty=1.0, new=True)
+    same = (batch.shown == batch.label[..., None]).float()
+    count, none = same.sum(-1), torch.zeros(2, 300, 9)
+    every, one_label = count >= 1, count == 4
+    assert every.all() and 0 < one_label.float().mean() < 1
+    # Layer 1: every label token looks at the item before it. Layer 2: the target looks at the right labels.
+    back = torch.zeros(2, 300, 9, 9)
+    back[..., range(1, 9, 2), range(0, 8, 2)] = 1
+    right = none.clone()
+    right[..., 1::2] = same / count[..., None]
+    says = torch.zeros(2, 300, 4).scatter(-1, batch.shown, 1.0)
+    found = progress(monkeypatch, batch, says, back, right)
+    torch.testing.assert_close(found["previous_token"], torch.ones(2))
+    torch.testing.assert_close(found["target_label"], torch.ones(2))
+    torch.testing.assert_close(found["same_label"], (1 / count).mean(1))
+    torch.testing.assert_close(found["context_label"], (~says.all(-1)).float().mean(1))
+    assert (found["same_label"] > 0).all() and (found["context_label"] > 0).all()
+
+    uniform = torch.ones(9, 9).tril() / torch.arange(1, 10)[:, None]
+    found = progress(
+        monkeypatch, batch, 0 * says, uniform.expand(2, 300, 9, 9), torch.full_like(none, 1 / 9)
+    )
+    torch.testing.assert_close(
+        found["previous_token"], torch.full((2,), (1 / 2 + 1 / 4 + 1 / 6 + 1 / 8) / 4)
+    )
+    torch.testing.assert_close(found["target_label"], count.mean(1) / 9)
+    # Nothing is preferred, but where there are no other labels to compare with.
+    torch.testing.assert_close(found["same_label"], one_label.float().mean(1) / 9)
+    assert (found["context_label"] == 0).all()
+
+    # The control: items in place of labels, the next token in place of the one before, other labels named.
+    found = progress(monkeypatch, batch, -says, back.mT, right.roll(-1, dims=-1))
+    assert all(
+        (found[name] == 0).all() for name in ("previous_token", "target_label", "same_label")
+    )
+    assert (found["context_label"] < 0).all()
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ import plotly.graph_objects as go
 import pytest
 
 from tvlens import load
+from tvlens.icl import tabular
 from tvlens.icl.predictors import in_context, kt, mixture
 from tvlens.icl.studies import REGISTRY
-from tvlens.icl.studies.theory import predicted, theory
+from tvlens.icl.studies.theory import _exact, predicted, theory
 from tvlens.icl.tabular import Stream, algorithm1, draw, switching_times
 
 # --- streams --------------------------------------------------------------------------------------------
@@ -139,12 +140,20 @@ def test_regret_stays_under_its_bound(rho, length, epsilon):
     assert (found["loss"] >= 0).all() and float(found["bound"][0, 0, -1]) < 5000 * 14
 
 
-def test_a_gate_that_does_not_learn_breaks_the_bound():
+def test_a_gate_that_does_not_learn_breaks_the_bound(monkeypatch):
     """The control: one half for ever costs log(2) a round where one predictor is right and one is not."""
     stream = Stream(n_high=1, n_low=1, p_relevant=0.0, label_noise=0.0, epsilon=1e-3)
-    found = algorithm1(stream, rounds=2**15).isel(stream=0, seed=0, time=-1)
-    stuck = 2**15 * log(2) * 0.99
-    assert float(found["regret"]) < 0.05 * float(found["bound"]) < 0.05 * stuck
+    learns = algorithm1(stream, rounds=2**15).isel(stream=0, seed=0)
+    monkeypatch.setattr(
+        tabular, "gate", lambda lead, visits, seen, **told: np.full(lead.shape, 0.5)
+    )
+    stuck = algorithm1(stream, rounds=2**15).isel(stream=0, seed=0)
+    assert (stuck["alpha"].sel(context="irrelevant") == 0.5).all()
+    # The bound is the same, and grows with the root of the rounds; a stuck gate pays for each of them.
+    assert (stuck["bound"] == learns["bound"]).all()
+    assert float(stuck["regret"][-1]) == pytest.approx(2**15 * log(2), rel=0.01)
+    assert float(learns["regret"][-1]) < 0.05 * float(stuck["bound"][-1])
+    assert float(stuck["regret"][-1]) > 5 * float(stuck["bound"][-1])
 
 
 def test_2_to_the_17_rounds_are_quick():
@@ -255,6 +264,15 @@ def test_predictions_scale_with_frequencies():
     assert predicted(Stream(label_noise=0.05, p_high=0.5)) == pytest.approx((high * 1.8,) * 2)
     later = predicted(Stream(label_noise=0.01))
     assert later[0] > high and later[1] > low
+
+
+def test_the_exact_prediction_is_cut_by_samples_and_not_by_rounds():
+    """A common class has .18 of the rounds; a rare one has as many samples after nine times those rounds."""
+    rounds = 2**17
+    high, low = _exact(Stream(label_noise=0.0), rounds)
+    assert high < rounds < low < 9 * rounds and low == pytest.approx(9 * high)
+    assert _exact(Stream(label_noise=0.0), int(high) - 6) == (np.inf, np.inf)
+    assert _exact(Stream(label_noise=0.0), int(high) + 6) == (high, low)
 
 
 def test_the_result_is_kept_and_drawn(quick, tmp_path):

@@ -156,11 +156,37 @@ def test_label_noise_moves_training_labels_only() -> None:
         ({"noise": -0.1}, "must not be negative; -0.1"),
         ({"n_sequences": 9}, "each of 10 classes once: at least 10, or forced=False"),
         ({"n_low": 0}, "n_low must be at least 1; 0"),
+        (
+            {"n_high": 1, "p_high": 1.0, "p_relevant": 0.0},
+            r"one class has all draws \(p_high = 1.0, n_high",
+        ),
+        ({"n_low": 1, "p_high": 0.0}, "so no other class can stand in a context"),
+        # Too rare for a float32 to know of.
+        ({"n_low": 1, "p_high": 1e-12}, "one class has all draws"),
+        (
+            {"n_high": 1, "p_high": 1.0, "p_relevant": 1.0, "length": 2, "n_relevant": 1},
+            "ask for p_relevant = 1, without n_relevant",
+        ),
     ],
 )
 def test_impossible_settings(wrong: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Setting(**wrong)
+
+
+def test_contexts_hold_classes_that_are_drawn() -> None:
+    """Two classes with all draws are enough, and one where every context is of the query's class."""
+    two = {"n_high": 2, "n_low": 3, "noise": 0.0}
+    for given in (two | {"p_high": 1.0}, two | {"n_high": 3, "n_low": 2, "p_high": 0.0}):
+        data = Data([Setting(**given, p_relevant=0.0, forced=False)])
+        items = data.items("train", rows(500))
+        drawn = (data.weights[0] > 0).nonzero().flatten().tolist()
+        assert set(items.labels.unique().tolist()) == set(drawn) and len(drawn) == 2
+        assert (items.labels[..., 0] != items.target).all()
+    for given in ({"n_high": 1, "p_high": 1.0}, {"n_low": 1, "p_high": 0.0}):
+        only = Data([Setting(**given, p_relevant=1.0, length=3, forced=False)])
+        items = only.items("train", rows(50))
+        assert (items.labels == rearrange(items.target, "m i -> m i 1")).all()
 
 
 def test_shapes_must_agree_and_groups_of_one_cannot_be_flipped() -> None:
@@ -226,6 +252,26 @@ def test_a_run_killed_half_way_ends_with_the_same_numbers(
     assert train(GRID, FAST, out=path, **how).measures.equals(whole.measures)
 
 
+def test_a_run_killed_between_two_measuring_points_ends_with_the_same_losses(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(FAST, steps=10, at=(2,), keep=(6,))
+    whole = train(GRID[:2], plan, **CPU)
+    path, save = tmp_path / "state.safetensors", module.save_state
+    monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
+
+    def killed(where, state, mark):
+        save(where, state, mark)
+        if state.step == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(GRID[:2], plan, out=path, **CPU)
+    monkeypatch.setattr(module, "save_state", save)
+    assert train(GRID[:2], plan, out=path, **CPU).measures.equals(whole.measures)
+
+
 def test_a_state_of_another_run_is_refused(tmp_path) -> None:
     path = tmp_path / "state.safetensors"
     train(GRID[:1], FAST, out=path, **CPU)
@@ -235,6 +281,9 @@ def test_a_state_of_another_run_is_refused(tmp_path) -> None:
         train(GRID[:1], replace(FAST, lr=0.1), out=path, **CPU)
     with pytest.raises(ValueError, match="settings differ"):
         train([replace(GRID[0], seed=9)], FAST, out=path, **CPU)
+    other = Transformer().initial(Data([replace(GRID[0], seed=7)]))
+    with pytest.raises(ValueError, match="another training: start differ"):
+        train(GRID[:1], FAST, out=path, start=other, **CPU)
     path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="no state of a training"):
         train(GRID[:1], FAST, out=path, **CPU)

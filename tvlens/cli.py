@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -170,7 +171,8 @@ def compare(
         report = _write([result], out, title=f"Ways to make a task vector in {model}")
         console.print(f"Wrote [bold]{escape(str(report))}[/bold].")
     if as_json:
-        typer.echo(json.dumps({"experiment": "compare", **result.summary()}, allow_nan=False))
+        document = {"experiment": "compare", **_plain([result.summary()])[0]}
+        typer.echo(json.dumps(document, allow_nan=False))
     else:
         show_tables([result])
 
@@ -274,8 +276,11 @@ def main() -> None:
 
 
 def _plain(summaries: "Sequence[dict[str, Any]]") -> list[dict[str, Any]]:
-    """JSON has no word for what is no number."""
-    return [{k: None if v != v else v for k, v in summary.items()} for summary in summaries]
+    """JSON has no word for NaN and infinity."""
+    return [
+        {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in summary.items()}
+        for summary in summaries
+    ]
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -3,6 +3,7 @@
 from tvlens.icl.bounds import BoundsExplorer, bounds_explorer
 from tvlens.icl.data import Data, Items, Setting
 from tvlens.icl.export import as_tokens, export
+from tvlens.icl.five_way import five_way
 from tvlens.icl.predictors import (
     bayes_risk,
     in_context,
@@ -35,6 +36,7 @@ __all__ = [
     "bounds_explorer",
     "crossover",
     "export",
+    "five_way",
     "in_context",
     "in_context_bounds",
     "in_weight_bound",

@@ -24,6 +24,23 @@ def check_smoothing(epsilon: float, n_classes: int) -> None:
         )
 
 
+def check_others(setting: Any, most: float) -> None:
+    """Refuse one class with all draws where a context must hold another.
+
+    Args:
+        setting: What has ``p_high``, ``n_high``, ``n_low``, ``p_relevant``, ``n_relevant`` and ``length``.
+        most: The largest share of draws that a class has.
+    """
+    asked = setting.n_relevant
+    needed = setting.p_relevant < 1 or (asked is not None and asked < setting.length)
+    if needed and most == 1:
+        raise ValueError(
+            f"one class has all draws (p_high = {setting.p_high}, n_high = {setting.n_high}, n_low = "
+            f"{setting.n_low}), so no other class can stand in a context; ask for p_relevant = 1, without "
+            "n_relevant."
+        )
+
+
 def share(name: str, value: Any) -> Float[np.ndarray, "..."]:
     """Refuse what lies outside 0..1, and give the rest as an array."""
     found = np.asarray(value, float)

@@ -15,7 +15,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass
 class State:
-    """Weights, what the optimiser remembers, and what was measured so far."""
+    """Weights, what the optimiser remembers, what was measured so far, and the losses since then."""
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor] = field(default_factory=dict)
@@ -23,6 +23,8 @@ class State:
     seconds: float = 0.0
     measured: dict[int, Tensor] = field(default_factory=dict)
     kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    losses: Tensor | None = None
+    count: int = 0
 
     def remember(self, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
         """Take the optimiser's moments over, by reference."""
@@ -53,13 +55,14 @@ def save_state(path: str | Path, state: State, mark: dict[str, Any]) -> None:
         "moments": state.moments,
         "measured": {str(step): found for step, found in state.measured.items()},
         **{f"kept {step}": weights for step, weights in state.kept.items()},
+        "losses": {} if state.losses is None else {"sum": state.losses},
     }
     flat = {
         f"{part}/{name}": tensor.detach().cpu().contiguous()
         for part, tensors in parts.items()
         for name, tensor in tensors.items()
     }
-    note = {"mark": mark, "step": state.step, "seconds": state.seconds}
+    note = {"mark": mark, "step": state.step, "seconds": state.seconds, "count": state.count}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         save_file(flat, part, metadata={"tvlens": json.dumps(note)})
@@ -89,7 +92,7 @@ def load_state(path: str | Path, mark: dict[str, Any], device: torch.device) -> 
             f"{path} holds another training: {', '.join(other)} differ; its {name} is "
             f"{note['mark'].get(name)!r}, asked for is {mark[name]!r}. Remove it, or name another."
         )
-    state = State({}, step=note["step"], seconds=note["seconds"])
+    state = State({}, step=note["step"], seconds=note["seconds"], count=note.get("count", 0))
     for key, tensor in flat.items():
         part, name = key.split("/", 1)
         if part == "weights":
@@ -98,6 +101,8 @@ def load_state(path: str | Path, mark: dict[str, Any], device: torch.device) -> 
             state.moments[name] = (
                 tensor if name.startswith("step:") and device.type == "cpu" else tensor.to(device)
             )
+        elif part == "losses":
+            state.losses = tensor.to(device)
         elif part == "measured":
             state.measured[int(name)] = tensor
         else:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tvlens._errors import whole
+from tvlens.icl._checks import check_others
 from tvlens.icl.draws import generator, keys, normals, number, uniforms
 
 _TRAIN, _ORDER = number("train"), number("order")
@@ -88,6 +89,7 @@ class Setting:
                 f"n_sequences = {n} cannot ask for each of {self.n_classes} classes once: "
                 f"at least {self.n_classes}, or forced=False."
             )
+        check_others(self, class_weights(self).max().item())
 
     @property
     def n_classes(self) -> int:
@@ -230,6 +232,33 @@ class Data:
             )
             labels = torch.where(moved, (classes + 1) % self.n_classes, classes)
         return Items(inputs, labels[..., :-1], labels[..., -1], own[..., -1])
+
+    def items_of(
+        self, split: str, classes: Int[Tensor, "item slot"], labels: Int[Tensor, "item slot"]
+    ) -> Items:
+        """Show every member classes that are given, under labels that are given.
+
+        Args:
+            split: Any name but ``"train"``; it decides how inputs differ from their prototypes.
+            classes: The context's classes and, last, the query's.
+            labels: What they are called there, the right answer last.
+
+        Returns:
+            The sequences.
+
+        Example:
+            >>> asked = Data([Setting()]).items_of("mine", torch.tensor([[3, 4]]), torch.tensor([[7, 4]]))
+            >>> asked.labels, asked.target, asked.own
+            (tensor([[[7]]]), tensor([[4]]), tensor([[4]]))
+        """
+        index = torch.arange(len(classes), device=self.device)
+        key = keys(rearrange(self.seed, "member -> member 1"), number(split), index)
+        classes, labels = (
+            repeat(x.to(self.device), "item slot -> m item slot", m=len(self.settings))
+            for x in (classes, labels)
+        )
+        inputs = self._inputs(classes, key, split=split, group=None)
+        return Items(inputs, labels[..., :-1], labels[..., -1], classes[..., -1])
 
     def flip(self, classes: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """Move labels on by one, within common and within rare classes."""

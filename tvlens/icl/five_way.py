@@ -16,6 +16,7 @@ these do:
 from dataclasses import dataclass
 
 import torch
+import xarray as xr
 from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from tvlens._errors import unknown
 from tvlens.icl.draws import generator
 from tvlens.icl.presets import at_least
+from tvlens.icl.training import Training
 
 KINDS = ("train", "icl", "flip", "ciwl", "pure_iwl")
 _SUPPORTED = ("train", "icl", "flip")
@@ -33,14 +35,60 @@ class Sequences:
     """Contexts of pairs and a query: which classes are shown, and what they are called.
 
     Args:
-        kind: Which of the five ways.
         classes: Class of every context item, and last that of the query.
         labels: Label of every context item, and last the right answer.
     """
 
-    kind: str
     classes: Int[Tensor, "item pair"]
     labels: Int[Tensor, "item pair"]
+
+
+def five_way(training: Training, *, n: int = 1000, copies: int = 1, seed: int = 0) -> xr.Dataset:
+    """Ask every member of a trained ensemble in all five ways.
+
+    Common and rare classes come equally often; inputs are as noisy as in training, and new. A model that
+    copies either of two labels, whatever the query, is right half the time but for ``pure_iwl``.
+
+    Args:
+        training: What `tvlens.icl.train` returned, with two or more pairs in the context.
+        n: Sequences of each kind.
+        copies: How often the query's class stands in the context, and a distractor.
+        seed: Seed of the draws.
+
+    Returns:
+        By ``member`` and ``kind``, shares of right answers: ``right`` among all labels; ``in_context`` among
+        those that the context shows, NaN for ``pure_iwl``, whose context shows none that is right.
+
+    Raises:
+        ValueError: The context is too short for the copies, or there are too few classes.
+
+    Example:
+        >>> from tvlens.icl import Plan, Setting, train
+        >>> plan = Plan(steps=1, probes=())
+        >>> done = train([Setting(length=2)], plan, device="cpu", progress=False)
+        >>> five_way(done, n=50)["right"].sizes
+        Frozen({'member': 1, 'kind': 5})
+
+    References:
+        Singh et al. 2025, Strategy Coopetition, arXiv 2503.05631.
+    """
+    data, found = training.data, []
+    for kind in KINDS:
+        asked = sequences(
+            kind, n, n_classes=data.n_classes, pairs=data.length, copies=copies, seed=seed
+        )
+        items = data.items_of(f"five_way {kind} {seed}", asked.classes, asked.labels)
+        with torch.no_grad():
+            says = training.model.log_probs(training.weights, items)
+        found.append([score(one, asked) for one in says])
+    return xr.Dataset(
+        {
+            name: (("member", "kind"), [[one[m][name].mean().item() for one in found]
+                                        for m in range(len(data.settings))])
+            for name in ("right", "in_context")
+        },
+        coords={"kind": list(KINDS)},
+    )  # fmt: skip
 
 
 def sequences(
@@ -98,7 +146,7 @@ def sequences(
         context = others[:, :pairs]
     shuffled = torch.rand(n, pairs, generator=stream).argsort(dim=1)
     classes = torch.cat([context.gather(1, shuffled), query], dim=1)
-    return Sequences(kind, classes, _labels(kind, classes, others[:, :1], stream))
+    return Sequences(classes, _labels(kind, classes, others[:, :1], stream))
 
 
 def _labels(

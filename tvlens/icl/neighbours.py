@@ -64,7 +64,7 @@ def descend(
         at: Steps to measure at, see `stops`.
         lr: Step size.
         decay: Share of each weight that a step takes away, by name.
-        mark: What tells this training from others; settings and seed.
+        mark: What tells this training from others: ``study``, which names the file, ``seed`` and settings.
         out: A folder with what is finished; what is there is continued.
         save_every: Steps between two files.
         progress: Whether to show a progress bar.
@@ -79,7 +79,7 @@ def descend(
         >>> found = descend(
         ...     {"w": torch.ones(2, 1)}, draw=lambda stream, n: [0] * n, measure=lambda w: w["w"],
         ...     losses=lambda w, _: (w["w"] ** 2).sum(1), at=(0, 8), lr=0.1, decay={"w": 0.0},
-        ...     mark={"seed": 0}, progress=False,
+        ...     mark={"study": "one", "seed": 0}, progress=False,
         ... )
         >>> found.measured[8][0].item() < 0.2
         True
@@ -87,7 +87,7 @@ def descend(
     from tqdm.auto import tqdm
 
     names, device = list(weights), next(iter(weights.values())).device
-    path, mark = (Path(out) / "state.safetensors" if out else None), dict(mark)
+    path, mark = (Path(out) / f"{mark['study']}.safetensors" if out else None), dict(mark)
     if path and path.exists():
         state = load_state(path, mark, device)
     else:

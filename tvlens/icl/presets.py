@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from tvlens._errors import unknown, whole
 
@@ -77,6 +78,22 @@ def within(low: int | float, high: int | float, **numbers_given: Any) -> None:
             span = f"lie in {low} to {high}" if high != float("inf") else f"be at least {low}"
             near = f" Nearest: {low if value < low else high}." if value == value else ""
             raise ValueError(f"{name} must {span}; {value} arrived.{near}")
+
+
+def device_or_first(device: str | torch.device | None) -> torch.device:
+    """Take the device that is asked for.
+
+    Args:
+        device: Its name; None for the first GPU where there is one, else the CPU.
+
+    Returns:
+        The device.
+
+    Example:
+        >>> device_or_first("cpu")
+        device(type='cpu')
+    """
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def several(name: str, given: Any) -> tuple[Any, ...]:

@@ -102,7 +102,8 @@ def measure(
 
     Returns:
         In the order of `MEASURES`: the share of wrong answers; the cross entropy in nats; alpha, the share of
-        p(own label) in p(own label) + p(context's label), NaN unless labels are flipped; and copying, by how
+        p(own label) in p(own label) + p(context's label), NaN unless the context is relevant and its labels
+        flipped; and copying, by how
         much the labels in the context have higher log-probability than the others, NaN where there are none.
 
     Raises:
@@ -127,7 +128,8 @@ def measure(
                     f"test {probe.name}", index, relevant=probe.relevant, group=probe.group,
                     flipped=probe.flipped,
                 )  # fmt: skip
-                parts.append(_outcomes(model.log_probs(w, items), items, flipped=probe.flipped))
+                conflict = probe.flipped and probe.relevant
+                parts.append(_outcomes(model.log_probs(w, items), items, conflict=conflict))
             found.append(reduce(torch.cat(parts, dim=-1), "measure m i -> measure m", "mean"))
     if not found:
         return torch.empty(len(MEASURES), 0, len(data.settings))
@@ -135,12 +137,12 @@ def measure(
 
 
 def _outcomes(
-    log_probs: Float[Tensor, "member item label"], items: Items, *, flipped: bool
+    log_probs: Float[Tensor, "member item label"], items: Items, *, conflict: bool
 ) -> Float[Tensor, "measure member item"]:
     right = said_of(log_probs, items.target)
     own = said_of(log_probs, items.own)
     error = (log_probs.argmax(dim=-1) != items.target).float()
-    alpha = (own - right).sigmoid() if flipped else torch.full_like(own, torch.nan)
+    alpha = (own - right).sigmoid() if conflict else torch.full_like(own, torch.nan)
     shown = torch.zeros_like(log_probs).scatter(2, items.labels, 1.0)
     inside = (log_probs * shown).sum(-1) / shown.sum(-1)
     outside = (log_probs * (1 - shown)).sum(-1) / (1 - shown).sum(-1)

@@ -18,7 +18,7 @@ import xarray as xr
 from jaxtyping import Float, Int, Integer
 
 from tvlens._errors import whole
-from tvlens.icl._checks import check_smoothing, share
+from tvlens.icl._checks import check_others, check_smoothing, share
 
 FREQUENCIES, CONTEXTS = ("C_H", "C_L"), ("relevant", "irrelevant")
 
@@ -74,12 +74,7 @@ class Stream:
                 f"a context of length {self.length} holds 1 to {self.length} relevant items; "
                 f"n_relevant = {asked} arrived."
             )
-        others_needed = self.p_relevant < 1 or (asked is not None and asked < self.length)
-        if others_needed and self.probabilities.max() == 1:
-            raise ValueError(
-                f"one class has all draws (p_high = {self.p_high}, n_high = {self.n_high}, n_low = "
-                f"{self.n_low}), so no other class can stand in a context; ask for p_relevant = 1."
-            )
+        check_others(self, self.probabilities.max())
 
     @property
     def n_classes(self) -> int:

@@ -26,6 +26,7 @@ from torch import Tensor
 from tvlens._errors import whole
 from tvlens.icl._state import State, load_state, save_state
 from tvlens.icl.data import Data, Setting, class_weights
+from tvlens.icl.presets import device_or_first
 from tvlens.icl.probes import MEASURES, PROBES, Probe, measure
 from tvlens.icl.transformer import Parameters, Transformer
 
@@ -129,7 +130,8 @@ def train(
         model: The architecture, a `Transformer` where None.
         start: Weights to start from, instead of the architecture's own first ones.
         data: Data to use instead of those that the settings describe, images say.
-        device: Where to train; the first GPU where there is one, else the CPU, where None.
+        device: Where to train; where None, the first GPU if there is one, else the CPU. Given ``data``
+            decide by themselves.
         out: File that keeps the state; a training that was stopped goes on from it.
         progress: Whether to show a progress bar.
         label: What the bar is called.
@@ -149,9 +151,9 @@ def train(
     from tqdm.auto import tqdm
 
     model = Transformer() if model is None else model
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    data = Data(settings, device=device) if data is None else data
-    mark = fingerprint(data, plan, model)
+    data = Data(settings, device=device_or_first(device)) if data is None else data
+    device = data.device
+    mark = fingerprint(data, plan, model) | {"start": _digest(start)}
     state = load_state(out, mark, device) if out is not None and Path(out).exists() else None
     if state is None:
         first = model.initial(data) if start is None else start
@@ -193,6 +195,16 @@ def fingerprint(data: Data, plan: Plan, model: Any) -> dict[str, Any]:
     }
 
 
+def _digest(weights: Parameters | None) -> str | None:
+    """A mark of weights to start from, None where there are none."""
+    if weights is None:
+        return None
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def on_grid(measures: xr.Dataset, labels: Mapping[str, Sequence[Any]]) -> xr.Dataset:
     """Give measures the axes of a grid in place of the axis of members.
 
@@ -232,8 +244,9 @@ class Stepper:
         )  # fmt: skip
         state.restore(self.optimizer, self.names)
         self.at = torch.tensor(state.step, device=data.device)
-        self.sum = torch.zeros(len(data.settings), device=data.device)
-        self.count = 0
+        if state.losses is None:
+            state.losses = torch.zeros(len(data.settings), device=data.device)
+        self.sum = state.losses
         self.step = self._recorded() if cuda else self._step
 
     @classmethod
@@ -248,15 +261,16 @@ class Stepper:
         for _ in range(n):
             self.step()
         self.state.step += n
-        self.count += n
+        self.state.count += n
         self.state.remember(self.optimizer, self.names)
         return self
 
     def mean_loss(self) -> Float[Tensor, " member"]:
         """Mean training loss since the last call, NaN if no step was taken."""
-        mean = self.sum / self.count if self.count else torch.full_like(self.sum, torch.nan)
+        count = self.state.count
+        mean = self.sum / count if count else torch.full_like(self.sum, torch.nan)
         self.sum.zero_()
-        self.count = 0
+        self.state.count = 0
         return mean
 
     def _losses(self, at: Tensor) -> Float[Tensor, " member"]:

@@ -1,5 +1,6 @@
 """Two mechanisms that share factors: losses over steps, and how often the first one is transient."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -49,14 +50,15 @@ def coopetition_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figu
         1, n, shared_yaxes=True, subplot_titles=heads, figure=figure(), horizontal_spacing=0.05
     )
     fig.update_annotations(font_size=13)
-    step = data["step"].values + 1
+    step = data["step"].values
     for i in range(n):
         for name, role in {**MECHANISMS, "cost": _COST}.items():
             _lines(fig, step, np.maximum(data[name].isel(setting=i).values, _FLOOR), role, i + 1)
     learnt: Any = {"line": {"color": "#9aa5b1", "dash": "dash", "width": 1}, "row": 1, "col": "all"}
     fig.add_hline(y=0.01, **learnt)
-    ends = [min(1.0, np.log10(step[-1]) / 2), np.log10(step[-1])]
-    fig.update_xaxes(type="log", title_text="step", dtick=1, exponentformat="power", range=ends)
+    last = np.log10(step[-1] + 1)
+    ends = [min(1.0, last / 2), last]
+    fig.update_xaxes(type="log", title_text="step + 1", dtick=1, exponentformat="power", range=ends)
     low = int(np.floor(np.log10(max(_FLOOR, float(data["loss_2"].min())))))
     fig.update_yaxes(type="log", range=[max(low, -8) - 0.1, 0.6], dtick=1, exponentformat="power")
     fig.update_yaxes(title_text="loss", col=1)
@@ -72,18 +74,20 @@ def _head(alpha: float) -> str:
 
 
 def _lines(fig: go.Figure, step: Any, curves: Any, role: Role, col: int) -> None:
-    seeds = len(curves)
+    # A logarithmic axis has no place for step 0; what is hovered is the step itself.
+    seeds, x = len(curves), step + 1
     # One trace for all seeds, with gaps: forty seeds must not be forty legend entries.
     gap = np.full((seeds, 1), np.nan)
     fig.add_scatter(
-        x=np.tile(np.append(step, np.nan), seeds), y=np.hstack([curves, gap]).ravel(), mode="lines",
+        x=np.tile(np.append(x, np.nan), seeds), y=np.hstack([curves, gap]).ravel(), mode="lines",
         line={"color": role.faint(0.35), "width": 1}, legendgroup=role.name, showlegend=False,
         hoverinfo="skip", row=1, col=col,
     )  # fmt: skip
     fig.add_scatter(
-        x=step, y=np.median(curves, axis=0), mode="lines", name=role.name, legendgroup=role.name,
-        showlegend=col == 1, line={"color": role.color, "width": 2.6, "dash": role.dash},
-        hovertemplate=f"{role.name}<br>step %{{x}}: %{{y:.2g}}<extra></extra>", row=1, col=col,
+        x=x, y=np.median(curves, axis=0), customdata=step, mode="lines", name=role.name,
+        legendgroup=role.name, showlegend=col == 1,
+        line={"color": role.color, "width": 2.6, "dash": role.dash},
+        hovertemplate=f"{role.name}<br>step %{{customdata}}: %{{y:.2g}}<extra></extra>", row=1, col=col,
     )  # fmt: skip
 
 
@@ -91,15 +95,15 @@ def coopetition_dials(rates: pd.DataFrame, *, title: str | None = None) -> go.Fi
     """Draw how often mechanism 1 is transient, by cost and by the length of its rival's own factor.
 
     Args:
-        rates: ``alpha, mu1, width, transient, low, high, least_1, final_1`` as ``Coopetition.rates()`` gives
-            them; one panel for each ``mu1``.
+        rates: ``alpha, mu1, mu2, width, transient, low, high, least_1, final_1`` as ``Coopetition.rates()``
+            gives them; a column of panels for each ``mu1``, and a row for each ``mu2``.
         title: The sentence that says what came out.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: A column is missing.
+        ValueError: A column is missing, or a setting has several rows.
 
     Example:
         >>> coopetition_dials(result.rates())  # doctest: +SKIP
@@ -107,25 +111,22 @@ def coopetition_dials(rates: pd.DataFrame, *, title: str | None = None) -> go.Fi
     References:
         Singh et al. 2025, arXiv 2503.05631.
     """
-    needed = {"alpha", "mu1", "width", "transient", "low", "high", "least_1", "final_1"}
+    needed = {"alpha", "mu1", "mu2", "width", "transient", "low", "high", "least_1", "final_1"}
     if missing := needed - set(rates.columns):
         raise ValueError(
             f"the table lacks {', '.join(sorted(missing))}; it has: {', '.join(rates.columns)}"
         )
-    values = sorted(set(rates["mu1"]))
-    heads = [f"<b>mu1 = {value:g}</b>" for value in values]
+    across, down = (sorted(set(rates[name])) for name in ("mu1", "mu2"))
+    panels = list(product(down, across))
     fig = make_subplots(
-        1,
-        len(values),
-        shared_yaxes=True,
-        subplot_titles=heads,
-        figure=figure(),
-        horizontal_spacing=0.04,
-    )
+        len(down), len(across), shared_yaxes=True, figure=figure(), horizontal_spacing=0.04,
+        vertical_spacing=0.28 / len(down),
+        subplot_titles=[f"<b>mu1 = {mu1:g}, mu2 = {mu2:g}</b>" for mu2, mu1 in panels],
+    )  # fmt: skip
     fig.update_annotations(font_size=13)
-    for i, value in enumerate(values):
-        some: Any = rates[rates["mu1"] == value]
-        grids = {k: some.pivot_table(index="width", columns="alpha", values=k)
+    for i, (mu2, mu1) in enumerate(panels):
+        some: Any = rates[(rates["mu1"] == mu1) & (rates["mu2"] == mu2)]
+        grids = {k: some.pivot(index="width", columns="alpha", values=k)
                  for k in ("transient", "low", "high", "least_1", "final_1")}  # fmt: skip
         share = grids["transient"]
         fig.add_heatmap(
@@ -136,10 +137,12 @@ def coopetition_dials(rates: pd.DataFrame, *, title: str | None = None) -> go.Fi
             customdata=np.stack([grids[k].values for k in ("low", "high", "least_1", "final_1")], axis=-1),
             hovertemplate="alpha %{x}, %{y} numbers in d<br>transient %{z:.2f} [%{customdata[0]:.2f}, "
             "%{customdata[1]:.2f}]<br>L1 at best %{customdata[2]:.2g}, in the end %{customdata[3]:.2g}"
-            "<extra></extra>", row=1, col=i + 1,
+            "<extra></extra>", row=i // len(across) + 1, col=i % len(across) + 1,
         )  # fmt: skip
-    fig.update_xaxes(title_text="cost alpha", type="category", showgrid=False)
+    fig.update_xaxes(type="category", showgrid=False)
+    fig.update_xaxes(title_text="cost alpha", row=len(down))
     fig.update_yaxes(type="category", showgrid=False)
     fig.update_yaxes(title_text="numbers in d", col=1)
-    fig.update_layout(height=330, margin_t=46, meta={"min_width": 260 * len(values)})
+    height, width = 100 + 230 * len(down), 260 * len(across)
+    fig.update_layout(height=height, margin_t=46, meta={"min_width": width})
     return titled(fig, title or "Share of seeds in which mechanism 1 came and went", width=80)

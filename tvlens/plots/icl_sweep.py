@@ -67,13 +67,15 @@ def sweep_curves(
     values = list(dict.fromkeys(curves["value"]))
     if chance is not None and len(chance) != len(values):
         raise ValueError(f"chance needs one number for each of {values}; {len(chance)} arrived.")
+    known = set(curves["probe"][curves["mean"].notna()])
+    rows = {k: v for k, v in _ROWS.items() if known & {k.format(group) for group in _GROUPS}}
     fig = make_subplots(
-        2, len(values), shared_xaxes=True, shared_yaxes=True, figure=figure(), vertical_spacing=0.09,
+        len(rows), len(values), shared_xaxes=True, shared_yaxes=True, figure=figure(), vertical_spacing=0.09,
         horizontal_spacing=0.03, column_titles=[f"<b>{dial} = {value:g}</b>" for value in values],
     )  # fmt: skip
     fig.update_annotations(font_size=13)
     shown: set[str] = set()
-    for row, pattern in enumerate(_ROWS, 1):
+    for row, pattern in enumerate(rows, 1):
         for column, value in enumerate(values, 1):
             for group, role in _GROUPS.items():
                 some: Any = curves[
@@ -89,16 +91,21 @@ def sweep_curves(
         )
     dotted: Any = {"line": {"color": MUTED, "width": 1, "dash": "dot"}, "layer": "below"}
     for column, guess in enumerate(chance or (), 1):
-        fig.add_hline(y=guess, col=column, **dotted)
+        fig.add_hline(y=guess, **(dotted | {"col": column}))
     # Many panels leave each few ticks' room.
     sizes = sorted(set(curves["n_sequences"]))[:: 1 + (len(values) > 3)]
     ticks = [f"2<sup>{np.log2(n):.0f}</sup>" for n in sizes]
     fig.update_xaxes(type="log", tickvals=sizes, ticktext=ticks, tickangle=0)
-    fig.update_xaxes(title_text="sequences in the dataset, N", row=2, col=(len(values) + 1) // 2)
+    fig.update_xaxes(
+        title_text="sequences in the dataset, N", row=len(rows), col=(len(values) + 1) // 2
+    )
     if measure in ("error", "alpha"):
         fig.update_yaxes(range=[-0.04, 1.04])
     fig.update_layout(
-        height=560, margin_t=64, legend={"y": -0.16}, meta={"min_width": 260 + 230 * len(values)}
+        height=180 + 190 * len(rows),
+        margin_t=64,
+        legend={"y": -0.32 / len(rows)},
+        meta={"min_width": 260 + 230 * len(values)},
     )
     small = "Means over seeds, bands ± standard error · dotted line: guessing"
     if "authors" in curves.columns and bool(curves["authors"].notna().any()):

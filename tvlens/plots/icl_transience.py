@@ -63,10 +63,14 @@ def transience_curves(
             line={"color": role.color, "width": 1.5, "dash": "dot"},
             hovertemplate=f"{role.name}, irrelevant context, step %{{x}}: %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
-        _crossovers(fig, times.loc[group], role, step[0])
+        _crossovers(fig, times.loc[group], role)
     if chance is not None:
         fig.add_hline(y=chance, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
-    fig.update_xaxes(type="log", title_text="training step", dtick=1, exponentformat="power")
+    # Lines do not widen an axis by themselves.
+    crossings = times[["predicted", "measured"]].to_numpy()
+    drawn = np.append(step, crossings[np.isfinite(crossings)])
+    ends = np.log10([drawn.min() / 1.2, drawn.max() * 1.1])
+    fig.update_xaxes(type="log", title_text="training step", dtick=1, exponentformat="power", range=ends)
     fig.update_yaxes(title_text="error", range=[-0.04, 1.04])
     fig.update_layout(height=480, legend={"y": -0.2}, meta={"min_width": 640})
     small = (
@@ -76,7 +80,7 @@ def transience_curves(
     return titled(fig, title or "In-context learning over training", subtitle=small, width=88)
 
 
-def _crossovers(fig: go.Figure, row: Any, role: Role, first: Any) -> None:
+def _crossovers(fig: go.Figure, row: Any, role: Role) -> None:
     for name, dash in (("predicted", "dash"), ("measured", "dashdot")):
-        if np.isfinite(row[name]) and row[name] >= first:
+        if np.isfinite(row[name]):
             fig.add_vline(x=row[name], line={"color": role.faint(0.7), "width": 1.2, "dash": dash})

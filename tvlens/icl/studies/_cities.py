@@ -210,13 +210,15 @@ class Cities(Result):
         for wording in map(str, self.data["wording"].values):
             some: Any = table[(table["arm"] == arm) & (table["wording"] == wording)]
             at = {str(which): one["follows"].tolist() for which, one in some.groupby("names")}
+            written = some.loc[some["names"] == "untouched", "writes"].tolist()
             words = "the question's words" if wording == "same" else "other words"
             text = (
                 f"told in {words}, {at['trained'][0]:.2f} before and {at['trained'][-1]:.2f} after"
             )
             text += f" (real {at['real'][-1]:.2f}, invented {at['invented'][-1]:.2f}"
             if "untouched" in at:
-                text += f"; untouched names {at['untouched'][0]:.2f} and {at['untouched'][-1]:.2f}"
+                text += f"; untouched names {at['untouched'][0]:.2f} and {at['untouched'][-1]:.2f}, and "
+                text += f"written freely {written[0]:.2f} and {written[-1]:.2f}"
             said.append(f"{text})")
         n, step = int(self._names("trained").sum()), self.memorised_at(arm)
         learnt = f"known by heart at step {step}" if step is not None else "not all known by heart"

@@ -153,9 +153,9 @@ class Inside(Result):
         }
         return (
             f"After {steps} steps, with moved labels of rare classes, f errs in {f}, the context's part h in "
-            f"{h}, the weights' part g in {g}; f is {verdict} of g and h: the best alpha of each prompt "
-            f"leaves {left['mixture']} of the probability (one alpha for all {left['one_alpha']}, the better "
-            f"of the two {left['one']}, shuffled {left['shuffled']}); alpha is {fixed(found['alpha'])} by "
+            f"{h}, the weights' part g in {g}; there f is {verdict} of g and h: each prompt's likeliest alpha"
+            f" leaves {left['mixture']} of the probability (one alpha for all {left['one_alpha']}, the "
+            f"better of the two {left['one']}, shuffled {left['shuffled']}); alpha is {fixed(found['alpha'])} by "
             f"fit, {fixed(found['index'])} by index."
         )
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 from tvlens._errors import unknown
 from tvlens.icl.data import Setting
-from tvlens.icl.presets import settle, several
+from tvlens.icl.presets import at_least, settle, several
 from tvlens.icl.probes import MEASURES
 from tvlens.icl.studies._authors import ERRORS, RARE
 from tvlens.icl.training import Plan, on_grid, train
@@ -76,8 +76,10 @@ class Sweep(Result):
 
     @property
     def title(self) -> str:
-        """The dial, and the class counts."""
-        return f"In-context or in-weight: {self.dial}"
+        """The dial, and how long was trained, from which start."""
+        asked, steps = self.provenance, int(self.data["step"][-1])
+        start = f", label scale {asked['label_scale']:g}" if asked["label_scale"] != 1 else ""
+        return f"In-context or in-weight: {self.dial}, {steps:,} steps{start}"
 
     def curves(self, measure: str = "error", *, step: int | None = None) -> pd.DataFrame:
         """Give means and standard errors over seeds.
@@ -124,14 +126,16 @@ class Sweep(Result):
         return [1 - 1 / setting.n_classes for setting in made]
 
     def least(self) -> pd.DataFrame:
-        """Give for each value where on rare classes the context was used most.
+        """Give for each value where on rare classes the context was used most, by the first training.
 
         Returns:
             By value: ``least`` error with moved labels, ``at`` how many sequences, ``last`` error at the
             largest size.
         """
         frame: Any = self.curves()
-        frame = frame[(frame["probe"] == RARE) & (frame["trained"] == "transformer")]
+        trained = self.data["trained"].values
+        shown = "transformer" if "transformer" in trained else trained[0]
+        frame = frame[(frame["probe"] == RARE) & (frame["trained"] == shown)]
         rows = {}
         for value, one in frame.groupby("value", sort=False):
             best = one.loc[one["mean"].idxmin()]
@@ -212,6 +216,14 @@ def sweep(
     values, sizes = several("values", chosen["values"]), several("sizes", chosen["sizes"])
     seeds = tuple(range(seed, seed + chosen["seeds"]))
     trained = several("trained", chosen["trained"])
+    at_least(1, seeds=chosen["seeds"])
+    for kind in trained:
+        if kind not in TRAINED:
+            raise unknown("kind of training", kind, TRAINED)
+        if dial.sets == "p_relevant" and TRAINED[kind] is not None:
+            raise ValueError(
+                f"p_relevant is what this study turns, and {kind!r} sets it too. Nearest: 'transformer'."
+            )
     cells = list(product(values, trained, sizes, seeds))
     settings = [_setting(dial, *cell) for cell in cells]
     steps = chosen["steps"]

@@ -152,9 +152,10 @@ class Theory(Result):
             f"With {rho:.0%} label noise, gates of relevant contexts pass one half after "
             f"{_rounds(row['C_H at 0.5'])} rounds on common and {_rounds(row['C_L at 0.5'])} on rare classes "
             f"(predicted: {_rounds(row['C_H predicted'])} and {_rounds(row['C_L predicted'])}; with KT's "
-            f"exact regret {_rounds(row['C_H exact'])} and {_rounds(row['C_L exact'])}), "
-            f"{row['ratio at 0.5']:.1f} times later"
+            f"exact regret {_rounds(row['C_H exact'])} and {_rounds(row['C_L exact'])})"
         )
+        if np.isfinite(row["ratio at 0.5"]):
+            said += f", {row['ratio at 0.5']:.1f} times later"
         if 0.0 in table.index:
             end = table.loc[0.0, "C_L gate at the end"]
             said += f"; without noise, that of rare classes ends at {end:.2f}"

@@ -170,10 +170,6 @@ def losses(
     References:
         Singh et al. 2025, Strategy Coopetition, arXiv 2503.05631.
     """
-    return _losses(state, length, width)
-
-
-def _losses(state: Any, length: Any, width: Any) -> tuple[Any, Any, Any, Any]:
     inner, square = state[:, 0] * length, (state**2).sum(axis=1)
     full = length**2
     found, gradients = [], []
@@ -217,7 +213,7 @@ def _descend(
             raise ValueError(
                 f"gradient descent ran away at lr = {lr}; the paper takes 1. Nearest: 1."
             )
-        (one, two), cost, of_one, of_two = _losses(state, length, width)
+        (one, two), cost, of_one, of_two = losses(state, length, width)
         lower = one < least
         least, when = np.where(lower, one, least), np.where(lower, step, when)
         if step == kept[at]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tvlens.icl.neighbours import descend, stops
-from tvlens.icl.presets import at_least, settle, several, within
+from tvlens.icl.presets import at_least, device_or_first, settle, several, within
 from tvlens.icl.studies import study
 from tvlens.icl.studies._diversity import Diversity, dataset
 from tvlens.icl.studies._diversity_network import Task, initial, margins, measures
@@ -60,7 +60,7 @@ def diversity(
             GPU.
         seed: The first seed; the others follow.
         progress: Whether to show a progress bar.
-        device: Where to train; the CPU where None.
+        device: Where to train; the first GPU where there is one, else the CPU, where None.
         out: A folder in which training is saved now and then; what is there is continued.
         seeds: Networks for each number of classes; None, here and below, for what the preset says.
         steps: Steps of gradient descent.
@@ -100,7 +100,7 @@ def diversity(
         at_least(2, n_classes=k)
     within(0, 1, attention_decay=used["attention_decay"])
     within(0, float("inf"), lr=used["lr"])
-    where, sizes = device or "cpu", used["n_classes"]
+    where, sizes = str(device_or_first(device)), used["n_classes"]
     every = list(range(seed, seed + used["seeds"]))
     # The second half of the members has no attention: what memorising does alone.
     task = Task.draw(

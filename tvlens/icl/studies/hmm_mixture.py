@@ -20,7 +20,7 @@ from torch import Tensor
 from tvlens.icl._state import State, load_state, save_state
 from tvlens.icl.draws import generator
 from tvlens.icl.hmm import Mixture, bayes, ginc, prompts, sample
-from tvlens.icl.presets import at_least, settle, several
+from tvlens.icl.presets import at_least, device_or_first, settle, several
 from tvlens.icl.studies import study
 from tvlens.icl.studies._hmm_mixture import PREDICTORS, HMMMixture, dataset
 from tvlens.provenance import ATTRIBUTE, collect, encode
@@ -67,7 +67,7 @@ def hmm_mixture(
             states (with two layers for their 4 to 16), meant for a GPU.
         seed: Decides the mixture, the documents, the prompts and the first weights.
         progress: Whether to show a progress bar.
-        device: Where to train; the CPU where None.
+        device: Where to train; the first GPU where there is one, else the CPU, where None.
         out: A folder in which training is saved now and then; what is there is continued.
         n_concepts: Hidden Markov models; None, here and below, for what the preset says.
         n_values: Values of a hidden state.
@@ -116,7 +116,7 @@ def hmm_mixture(
     sizes = {name: used[name] for name in ("n_concepts", "n_values", "n_slots", "n_tokens")}
     mixture = ginc(**sizes, seed=seed)
     context = max(used["examples"]) * (max(used["lengths"]) + 1) + max(used["lengths"])
-    model = build(used, context=context, seed=seed, device=device)
+    model = build(used, context=context, seed=seed, device=str(device_or_first(device)))
     curve = _train(model, mixture, used, context, seed, out, progress)
     found = _asked(model, mixture, used, seed)
     data = dataset(found, curve, lengths=used["lengths"], examples=used["examples"])
@@ -173,7 +173,7 @@ def _train(
     held, exact = held.to(device), exact.to(device)
     weights = dict(model.named_parameters())
     optimizer = torch.optim.Adam(weights.values(), lr=used["lr"])
-    state, path = State(weights), Path(out) / "state.safetensors" if out else None
+    state, path = State(weights), Path(out) / "hmm_mixture.safetensors" if out else None
     mark = {"study": "hmm_mixture", "seed": seed, "context": context} | {
         k: v for k, v in used.items() if k not in ("lengths", "examples", "n_prompts")
     }  # fmt: skip

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tvlens._errors import unknown
 from tvlens.icl.data import Setting
@@ -22,7 +21,7 @@ from tvlens.icl.features import features
 from tvlens.icl.glyphs import glyphs
 from tvlens.icl.image_data import ImageData
 from tvlens.icl.images import Images, omniglot
-from tvlens.icl.presets import at_least, settle, several
+from tvlens.icl.presets import at_least, device_or_first, settle, several
 from tvlens.icl.probes import MEASURES, PROBES, Probe
 from tvlens.icl.studies import study
 from tvlens.icl.studies._images import DIMS, ImageSweep
@@ -133,7 +132,7 @@ def images(
         pictures, n_seen=n_seen, n_train=used["n_train"], kind=used["vectors"], seed=seed
     )
     drawn_at = time.perf_counter()
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = device_or_first(device)
     data = ImageData(settings, table, device=where)
     model = Transformer(label_scale=used["label_scale"])
     state = None if out is None else Path(out) / f"images-{_mark(data, plan, model)}.safetensors"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tvlens.icl.neighbours import descend, stops
-from tvlens.icl.presets import at_least, settle, several, within
+from tvlens.icl.presets import at_least, device_or_first, settle, several, within
 from tvlens.icl.studies import study
 from tvlens.icl.studies._reddy import Reddy, dataset
 from tvlens.icl.studies._reddy_network import Task, initial, losses, measures
@@ -64,7 +64,7 @@ def reddy(
             the authors' task over numbers of classes, copies and Zipf exponents, meant for a GPU.
         seed: The first seed; the others follow.
         progress: Whether to show a progress bar.
-        device: Where to train; the CPU where None.
+        device: Where to train; the first GPU where there is one, else the CPU, where None.
         out: A folder in which training is saved now and then; what is there is continued.
         seeds: Networks of each setting; None, here and below, for what the preset says.
         steps: Steps of gradient descent.
@@ -105,10 +105,11 @@ def reddy(
     at_least(0, seed=seed)
     settings = list(product(*dials.values()))
     members = [(*setting, seed + i) for setting in settings for i in range(used["seeds"])]
-    task = Task.draw(members, used, device=device or "cpu")
+    where = str(device_or_first(device))
+    task = Task.draw(members, used, device=where)
     tests = task.tests(used["n_test"], seed)
     mark = {"study": "reddy", "seed": seed} | used
-    weights = initial(members, task.d_input, used["n_labels"], device or "cpu")
+    weights = initial(members, task.d_input, used["n_labels"], where)
     state = descend(
         weights, draw=lambda stream, n: task.chunk(stream, n, used["batch"]), losses=losses,
         measure=lambda w: measures(w, tests), at=stops(used["steps"], used["points"]), lr=used["lr"],
@@ -120,7 +121,7 @@ def reddy(
         found, settings=settings, seeds=range(seed, seed + used["seeds"]), steps=steps_kept
     )
     note = collect(
-        kind=Reddy.kind, preset=preset, seed=seed, device=str(device or "cpu"), **used,
+        kind=Reddy.kind, preset=preset, seed=seed, device=where, **used,
         seconds=round(time.perf_counter() - started, 3),
     )  # fmt: skip
     return Reddy(data.assign_attrs({ATTRIBUTE: encode(note)}))

@@ -164,7 +164,11 @@ def predicted(stream: Stream) -> tuple[float, float]:
 
 
 def _exact(stream: Stream, rounds: int) -> tuple[float, float]:
-    """The same with KT's regret in place of its logarithm; infinity where that is not within the rounds."""
+    """The same with KT's regret in place of its logarithm.
+
+    Samples of a query are tried up to as many as the more frequent class has in the rounds, and infinity is
+    given beyond: a rare class may be said to switch long after the last round.
+    """
     told: Any = {"label_noise": stream.label_noise}
     _, loss = in_context_bounds(1, 0, stream.n_classes, stream.epsilon, stream.b, **told)
     gap = float(loss) - bayes_risk(stream.n_classes, **told)

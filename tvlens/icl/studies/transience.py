@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from tvlens.icl.data import Setting
+from tvlens.icl.data import Setting, class_weights
 from tvlens.icl.presets import at_least, settle
 from tvlens.icl.probes import MEASURES, Probe
 from tvlens.icl.studies import study
@@ -60,9 +60,11 @@ class Transience(Result):
     method = (
         "Transformers were trained as one ensemble and probed as they learnt. Error with moved labels on "
         "relevant contexts is 0 for a model that copies and 1 for one that recalls. Copying is given up "
-        "where that error, averaged over seeds, last passes 1/2 on its way up. Predicted: the closed form's "
-        "N_x*, from which on a tabular in-weight predictor pays less than the best copier that cannot tell "
-        "relevant contexts from others; and, measured, where models that saw none first pay less."
+        "where that error, averaged over seeds, last passes 1/2 on its way up. Two crossovers are beside it: "
+        "from where an in-weight predictor pays less than the best copier, which knows how frequent classes "
+        "are and not whether a context is relevant. Predicted: the closed form N_x*, (C - 1) / 2 over that "
+        "loss, for a table that knows a query without noise; measured: where models that saw no relevant "
+        "context first pay less. Networks that learn from noisy inputs need many more queries than a table."
     )
 
     @property
@@ -102,18 +104,33 @@ class Transience(Result):
             share = float(self.data["seen"].isel(group=i, step=-1)) / float(step[-1])
             rows[group] = {
                 "least": mean[best], "at": step[best], "half": half, "half_seen": half * share,
-                "last": mean[-1], "predicted": self._predicted() / share, "measured": self._measured(group),
+                "last": mean[-1], "predicted": self._predicted(group) / share,
+                "measured": self._measured(group),
             }  # fmt: skip
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")
 
-    def floor(self) -> float:
-        """Give the loss in nats of the best copier that cannot tell relevant contexts from others."""
-        p, others = self.provenance["p_relevant"], self.provenance["classes"] - 1
-        wrong = (1 - p) * np.log((1 - p) / others) if p < 1 else 0.0
-        return float(-(p * np.log(p) if p > 0 else 0.0) - wrong)
+    def floor(self, group: str) -> float:
+        """Give what the best copier that cannot tell relevant contexts from others pays on a group.
 
-    def _predicted(self) -> float:
-        return float(crossover(self.floor(), self.provenance["classes"]))
+        Args:
+            group: ``"high"`` or ``"low"``.
+
+        Returns:
+            Mean loss on queries of the group in nats: it knows the context's label, and how frequent classes
+            and relevant contexts are.
+        """
+        p = self.provenance["p_relevant"]
+        prior = class_weights(Setting(p_relevant=p)).double().numpy()
+        # Rows: the query's class; columns: the label in its context, its own where that is relevant.
+        elsewhere = prior * (1 - np.eye(len(prior))) / (1 - prior[:, None])
+        shown = p * np.eye(len(prior)) + (1 - p) * elsewhere
+        joint = prior[:, None] * shown
+        with np.errstate(divide="ignore", invalid="ignore"):
+            paid = np.where(joint > 0, -shown * np.log(joint / joint.sum(0)), 0).sum(1)
+        return float(paid[0 if group == "high" else -1])
+
+    def _predicted(self, group: str) -> float:
+        return float(crossover(self.floor(group), self.provenance["classes"], form="instantaneous"))
 
     def _measured(self, group: str) -> float:
         loss = (
@@ -121,7 +138,7 @@ class Transience(Result):
             .sel(trained="in-weight", probe=f"irrelevant {group} base")
             .mean("seed")
         )
-        below = np.flatnonzero(loss.values < self.floor())
+        below = np.flatnonzero(loss.values < self.floor(group))
         return float(loss["step"].values[below[0]]) if len(below) else np.inf
 
     def finding(self) -> str:
