@@ -155,8 +155,8 @@ class Inside(Result):
             f"After {steps} steps, with moved labels of rare classes, f errs in {f}, the context's part h in "
             f"{h}, the weights' part g in {g}; there f is {verdict} of g and h: each prompt's likeliest alpha"
             f" leaves {left['mixture']} of the probability (one alpha for all {left['one_alpha']}, the "
-            f"better of the two {left['one']}, shuffled {left['shuffled']}); alpha is {fixed(found['alpha'])} by "
-            f"fit, {fixed(found['index'])} by index."
+            f"better of the two {left['one']}, shuffled {left['shuffled']}); alpha is "
+            f"{fixed(found['alpha'])} by fit, {fixed(found['index'])} by index."
         )
 
     def summary_numbers(self) -> dict[str, float]:
