@@ -12,7 +12,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
+
+from tests import checks
+
+# Before anything imports tvlens: the import hook takes the decorator from here.
+jaxtyping.jaxtyped = checks.cheaper(jaxtyping.jaxtyped)
 
 
 @pytest.fixture(scope="session", autouse=True)

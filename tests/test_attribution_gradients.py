@@ -252,7 +252,7 @@ def test_a_way_from_zeros_says_what_it_misses(name: str) -> None:
 def test_smollm2_is_complete(smollm2: Any) -> None:
     found = attribute_gradients(
         smollm2, "The capital of France is", answers=" Paris", wrong=" London",
-        method="integrated_gradients", steps=512,
+        method="integrated_gradients", steps=128,
     )  # fmt: skip
     assert float(found.completeness.max()) <= 0.05
 

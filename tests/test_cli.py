@@ -125,6 +125,49 @@ def test_a_study_prints_json_where_a_number_is_infinite() -> None:
     assert document["C_H exact"] is None and document["ratio at 0.5"] is None
 
 
+FEW = ("--set", "sizes=4", "--set", "seeds=1", "--set", "steps=2", "--set", "n_items=5")
+
+
+def test_a_studys_folder_is_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    invoke("icl", "run", "noise", *FEW, "--set", "trained=transformer", "--out", str(out))
+    assert {"noise.nc", "report.html", "summary.json"} <= {path.name for path in out.iterdir()}
+    with pytest.raises(ValueError, match=r"holds the report of noise.*Nearest: --out .*theory"):
+        invoke("icl", "run", "theory", "--out", str(out))
+    with pytest.raises(ValueError, match="--out takes a folder; .* is a file"):
+        invoke("icl", "run", "noise", "--out", str(out / "noise.nc"))
+
+
+def test_settings_of_a_study_are_shown_and_checked() -> None:
+    from tvlens.icl import studies
+
+    for name in studies.names():
+        rows = json.loads(invoke("icl", "show", name, "--json").stdout)
+        assert rows and all(row["what"] and row["quick"] and row["paper"] for row in rows), name
+    with pytest.raises(ValueError, match="preset is no setting for --set; use --preset"):
+        invoke("icl", "run", "noise", "--set", "preset=paper")
+    with pytest.raises(ValueError, match="unknown setting of noise 'size'. Nearest: sizes"):
+        invoke("icl", "run", "noise", "--set", "size=4")
+    with pytest.raises(ValueError, match="theory does not train, and takes no --device"):
+        invoke("icl", "run", "theory", "--device", "cpu")
+
+
+def test_a_stopped_study_says_what_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvlens.icl import studies
+
+    def stopped(*, preset: str, seed: int, progress: bool, out: Path | None = None) -> None:
+        raise KeyboardInterrupt
+
+    studies.discover()
+    monkeypatch.setitem(studies.REGISTRY.functions, "noise", stopped)
+    for more, said in (
+        ([], "nothing was saved"),
+        (["--out", str(tmp_path)], "goes on from what was saved"),
+    ):
+        result = CliRunner().invoke(cli.app, ["icl", "run", "noise", *more])
+        assert result.exit_code == 130 and said in " ".join(result.output.split())
+
+
 def test_lists() -> None:
     assert "country_capital" in invoke("tasks", "--family", "knowledge").output
     tasks = json.loads(invoke("tasks", "--json").output)

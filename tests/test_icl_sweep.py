@@ -8,6 +8,7 @@ import pytest
 import tvlens as tv
 from tvlens.icl import studies
 from tvlens.icl.data import Setting
+from tvlens.icl.presets import settle
 from tvlens.icl.studies import transience as over_steps
 from tvlens.icl.studies._sweep import Sweep, _setting
 from tvlens.icl.studies.sweeps import DIALS, noise, p_relevant, relevant
@@ -81,10 +82,24 @@ def test_a_grid_without_the_transformer_speaks_of_what_was_trained() -> None:
 def test_alpha_is_drawn_where_it_means_something(small: Sweep) -> None:
     figure = small.plot(measure="alpha")
     said = str(figure.layout.yaxis.title.text)
-    assert "moved labels" in said and "only from the weights" not in str(figure.layout)
+    assert "context alone" in said and "weights alone are right" not in str(figure.layout)
     values = small.data["alpha"].isel(step=-1)
     assert values.sel(probe="relevant low flipped").notnull().all()
     assert values.sel(probe=["irrelevant low flipped", "relevant low base"]).isnull().all()
+
+
+def test_settings_are_of_the_presets_kind() -> None:
+    """The command line reads text that is no JSON as text, so what is mistyped arrives as such."""
+    presets = DIALS["noise"].presets
+    for wrong, said in (
+        ({"steps": "abc"}, "steps must be a number; 'abc'"),
+        ({"sizes": "[6,8"}, r"sizes must be a number, or a list as \[1,2\]; '\[6,8'"),
+        ({"steps": [1]}, r"steps must be a number; \[1\] \(list\)"),
+        ({"trained": 3}, "trained must be text; 3"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            settle(presets, "quick", **wrong)
+    assert settle(presets, "quick", sizes=6, values=[0.1])["sizes"] == 6
 
 
 def test_impossible_grids() -> None:

@@ -400,6 +400,29 @@ def test_the_stylised_model_is_its_parts() -> None:
     assert float(wrong) < 0.2
 
 
+def test_what_is_no_group_member_or_list_is_refused() -> None:
+    data = Data([Setting(), Setting(seed=1)])
+    assert repr(data) == "Data(2 members, 10 classes, length 1)"
+    items = data.items("t", rows(30, 2))
+    assert repr(items) == "Items(2 members, 30 sequences each, length 1)"
+    with pytest.raises(ValueError, match="unknown group of classes 'lo'. Nearest: low"):
+        data.items("t", rows(8, 2), group="lo")
+    with pytest.raises(ValueError, match="members 0 to 1; 5 arrived"):
+        as_tokens(items, member=5, n_classes=10)
+    with pytest.raises(ValueError, match="which n_classes = 5 leaves no token for"):
+        as_tokens(items, member=0, n_classes=5)
+    with pytest.raises(ValueError, match="a list of settings, one for each model; none arrived"):
+        train([], FAST, **CPU)
+
+
+@pytest.mark.skipif(CUDA, reason="asks for a GPU where there is none")
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="no CUDA device here; 'cuda' was asked for"):
+        train(GRID[:1], FAST, device="cuda", progress=False)
+    with pytest.raises(ValueError, match="unknown device 'tpu'. Nearest: cpu"):
+        train(GRID[:1], FAST, device="tpu", progress=False)
+
+
 def test_members_become_a_grid_even_of_one_seed() -> None:
     flat = xr.Dataset({"error": ("member", [1.0, 2.0])})
     found = on_grid(flat, {"n_sequences": (64, 256), "seed": (7,)})

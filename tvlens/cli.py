@@ -38,6 +38,8 @@ app = typer.Typer(
 
 icl = typer.Typer(no_args_is_help=True, help="In context or in weights: the laboratory's studies.")
 app.add_typer(icl, name="icl")
+_OPTIONS = ("preset", "seed", "progress", "device", "out")
+"""Parameters of studies that have an option of their own."""
 
 Model = Annotated[
     str, typer.Option(help="A name from `tvlens models`, a folder, a .gguf file or a hub id.")
@@ -200,16 +202,26 @@ def run_study(
     function = studies.get(name)
     known = inspect.signature(function).parameters
     settings: dict[str, Any] = dict(map(_setting, more or ()))
-    if device is not None:
-        settings["device"] = device
     for key in settings:
+        if key in _OPTIONS:
+            raise ValueError(f"{key} is no setting for --set; use --{key}.")
         if key not in known:
-            raise unknown(f"setting of {name}", key, known)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        if "out" in known:
-            settings["out"] = out
-    result = function(preset=preset, seed=seed, progress=not console.quiet, **settings)
+            raise unknown(f"setting of {name}", key, set(known) - set(_OPTIONS))
+    for key, value in {"device": device, "out": _folder_of_study(out, name)}.items():
+        if value is not None and key in known:
+            settings[key] = value
+        elif key == "device" and value is not None:
+            raise ValueError(f"{name} does not train, and takes no --device.")
+    try:
+        result = function(preset=preset, seed=seed, progress=not console.quiet, **settings)
+    except KeyboardInterrupt:
+        again = (
+            "the same command goes on from what was saved"
+            if out
+            else "nothing was saved without --out"
+        )
+        console.print(f"Stopped; {again}.")
+        raise typer.Exit(130) from None
     console.print(f"[dim]{escape(result.title)}:[/dim] {escape(result.finding())}")
     if out is not None:
         result.save(out / f"{name}.nc")
@@ -220,6 +232,26 @@ def run_study(
         typer.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
     else:
         show_tables([result])
+
+
+@icl.command("show")
+def show_study(
+    name: Annotated[str, typer.Argument(help="A study, e.g. noise; see `tvlens icl list`.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a study's settings: what they mean, and what the presets say."""
+    import pandas as pd
+
+    from tvlens.icl import studies
+
+    function = studies.get(name)
+    presets, words = studies.presets(function), studies.words(function)
+    rows = []
+    for key, one in inspect.signature(function).parameters.items():
+        if key not in _OPTIONS:
+            said = {name: str(values.get(key, one.default)) for name, values in presets.items()}
+            rows.append({"setting": key, **said, "what": words[key]})
+    show(pd.DataFrame(rows), ("setting", *presets, "what"), as_json=as_json)
 
 
 @icl.command("list")
@@ -281,6 +313,22 @@ def _plain(summaries: "Sequence[dict[str, Any]]") -> list[dict[str, Any]]:
         {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in summary.items()}
         for summary in summaries
     ]
+
+
+def _folder_of_study(out: Path | None, name: str) -> Path | None:
+    """Make a study's folder, unless it holds another study's report, which would be overwritten."""
+    if out is None:
+        return None
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out takes a folder; {out} is a file.")
+    others = [path.stem for path in sorted(out.glob("*.nc")) if path.stem != name]
+    if others:
+        raise ValueError(
+            f"{out} holds the report of {others[0]}, which that of {name} would replace. Nearest: --out "
+            f"{out / name}."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class Peak:
@@ -64,15 +64,13 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         given = {
-            leaf.untyped_storage().data_ptr()
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, torch.Tensor)
+            tensor.untyped_storage().data_ptr() for tensor in _tensors((*args, *kwargs.values()))
         }
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self.watch(leaf.untyped_storage(), given)
+        out = func(*args, **kwargs)
+        for tensor in _tensors((out,)):
+            self.watch(tensor.untyped_storage(), given)
         return out
 
     def watch(self, storage: Any, given: set[int]) -> None:
@@ -88,3 +86,12 @@ class _Watch(TorchDispatchMode):
     def forget(self, pointer: int) -> None:
         """Uncount a storage that was freed."""
         self.alive -= self.known.pop(pointer)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """What an operation takes or gives: tensors, lists of them, and other things."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)

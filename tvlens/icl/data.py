@@ -19,10 +19,11 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tvlens._errors import whole
+from tvlens._errors import unknown, whole
 from tvlens.icl._checks import check_others
 from tvlens.icl.draws import generator, keys, normals, number, uniforms
 
+GROUPS = ("high", "low", "novel")
 _TRAIN, _ORDER = number("train"), number("order")
 
 
@@ -122,6 +123,10 @@ class Items:
     target: Int[Tensor, "member item"]
     own: Int[Tensor, "member item"]
 
+    def __repr__(self) -> str:
+        members, items, length = self.labels.shape
+        return f"Items({members} members, {items} sequences each, length {length})"
+
 
 class Data:
     """The datasets of an ensemble's members, each a pure function of its setting.
@@ -158,6 +163,9 @@ class Data:
         self.weights = torch.stack([class_weights(s) for s in settings]).to(self.device)
         self.counts = torch.stack([_relevant_counts(s) for s in settings]).to(self.device)
         self.prototypes, self.novel = self._prototypes("seen"), self._prototypes("novel")
+
+    def __repr__(self) -> str:
+        return f"Data({len(self.settings)} members, {self.n_classes} classes, length {self.length})"
 
     def _each(self, what: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         read = what if callable(what) else lambda s: getattr(s, what)
@@ -210,7 +218,12 @@ class Data:
 
         Returns:
             The sequences.
+
+        Raises:
+            ValueError: There is no such group.
         """
+        if group is not None and group not in GROUPS:
+            raise unknown("group of classes", group, GROUPS)
         key = keys(
             rearrange(self.seed, "member -> member 1"),
             _TRAIN if split == "train" else number(split),

@@ -30,13 +30,23 @@ def as_tokens(
     Returns:
         The inputs, and the sequences as tokens x1, y1, ..., xL, yL, x; token n_classes + i is input i.
 
+    Raises:
+        ValueError: There is no such member, or a label beyond n_classes.
+
     Example:
         >>> from tvlens.icl import Data, Setting
         >>> items = Data([Setting()]).batch(torch.tensor(0), 3)
         >>> as_tokens(items, member=0, n_classes=10)[1].shape
         torch.Size([3, 3])
     """
+    if not 0 <= whole("member", member) < len(items.inputs):
+        raise ValueError(f"there are members 0 to {len(items.inputs) - 1}; {member} arrived.")
     inputs, labels = items.inputs[member], items.labels[member]
+    if (last := int(labels.max())) >= n_classes:
+        raise ValueError(
+            f"labels go up to {last}, which n_classes = {n_classes} leaves no token for. "
+            "Nearest: the data's n_classes."
+        )
     n, slots = inputs.shape[:2]
     made = rearrange(
         n_classes + torch.arange(n * slots, device=labels.device), "(n slot) -> n slot", n=n

@@ -22,6 +22,7 @@ def settle(presets: Mapping[str, Mapping[str, Any]], preset: str, **given: Any) 
 
     Raises:
         ValueError: There is no such preset.
+        TypeError: A setting is text where the preset has a number, or the other way round.
 
     Example:
         >>> settle({"quick": {"steps": 10, "lr": 1.0}}, "quick", steps=20)
@@ -29,8 +30,24 @@ def settle(presets: Mapping[str, Mapping[str, Any]], preset: str, **given: Any) 
     """
     if preset not in presets:
         raise unknown("preset", preset, presets)
+    for name, value in presets[preset].items():
+        if given.get(name) is not None:
+            _check_like(name, given[name], value)
     return {name: value if given.get(name) is None else given[name]
             for name, value in presets[preset].items()}  # fmt: skip
+
+
+def _check_like(name: str, given: Any, usual: Any) -> None:
+    """Refuse what is of another kind than the preset's value: text, one number, or several of them."""
+    many = isinstance(usual, tuple)
+    parts = several(name, given) if many else (given,)
+    text = isinstance(usual[0] if many else usual, str)
+    for part in parts:
+        if isinstance(part, str) != text or isinstance(part, list | tuple | dict):
+            kind = ("text" if text else "a number") + (
+                ", or a list as [1,2]" if many and not text else ""
+            )
+            raise TypeError(f"{name} must be {kind}; {part!r} ({type(part).__name__}) arrived.")
 
 
 def at_least(least: int, **numbers_given: Any) -> None:
@@ -89,11 +106,20 @@ def device_or_first(device: str | torch.device | None) -> torch.device:
     Returns:
         The device.
 
+    Raises:
+        ValueError: It is a GPU, and there is none, or none of that kind of device is known.
+
     Example:
         >>> device_or_first("cpu")
         device(type='cpu')
     """
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    there = torch.cuda.is_available()
+    kind = str(device or ("cuda" if there else "cpu"))
+    if kind.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise unknown("device", kind, ("cpu", "cuda"))
+    if kind.startswith("cuda") and not there:
+        raise ValueError(f"there is no CUDA device here; {kind!r} was asked for. Nearest: 'cpu'.")
+    return torch.device(kind)
 
 
 def several(name: str, given: Any) -> tuple[Any, ...]:

@@ -19,10 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens._errors import unknown
-from tvlens.icl.data import Data, Items
+from tvlens.icl.data import GROUPS, Data, Items
 from tvlens.icl.transformer import said_of
 
-GROUPS = ("high", "low", "novel")
 MEASURES = ("error", "loss", "alpha", "copying")
 
 

@@ -31,7 +31,7 @@ from tvlens.icl.probes import MEASURES, PROBES, Probe, measure
 from tvlens.icl.transformer import Parameters, Transformer
 
 SAVE_EVERY = 20.0  # seconds, at measuring points and every so many steps
-_CHUNK = 5000  # steps between two looks at the clock
+_CHUNK = 200  # steps between two looks at the clock
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -140,7 +140,7 @@ def train(
         Measures and weights.
 
     Raises:
-        ValueError: Settings of several shapes, or a file of another training.
+        ValueError: No settings, or of several shapes, or a file of another training.
 
     Example:
         >>> plan = Plan(steps=2, n_items=10, probes=(Probe(True, "low"),))
@@ -150,6 +150,9 @@ def train(
     """
     from tqdm.auto import tqdm
 
+    if isinstance(settings, Setting) or not len(settings):
+        arrived = "one setting by itself" if isinstance(settings, Setting) else "none"
+        raise ValueError(f"train takes a list of settings, one for each model; {arrived} arrived.")
     model = Transformer() if model is None else model
     data = Data(settings, device=device_or_first(device)) if data is None else data
     device = data.device

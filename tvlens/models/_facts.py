@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -106,8 +107,6 @@ def facts(model: Model) -> ModelFacts:
         >>> facts(tiny_model()).processing
         'none'
     """
-    from importlib.metadata import version
-
     kind = kind_of(model)
     if kind is None:
         raise TypeError(
@@ -130,8 +129,16 @@ def facts(model: Model) -> ModelFacts:
         n_ctx=cfg.n_ctx,
         dtype=str(weight.dtype).removeprefix("torch."),
         device=str(weight.device),
-        transformer_lens=version("transformer-lens"),
+        transformer_lens=_lens_version(),
     )
+
+
+@cache
+def _lens_version() -> str:
+    """Version of TransformerLens; to look it up in its metadata takes milliseconds."""
+    from importlib.metadata import version
+
+    return version("transformer-lens")
 
 
 def kind_of(model: Any) -> str | None:

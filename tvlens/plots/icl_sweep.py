@@ -17,8 +17,8 @@ _GROUPS = {
 }
 _TRAINED = {"transformer": "solid", "in-weight": "dot", "in-context": "dash"}
 _ROWS = {
-    "relevant {} flipped": "relevant context, moved labels:<br>right only from the context",
-    "irrelevant {} base": "irrelevant context, true labels:<br>right only from the weights",
+    "relevant {} flipped": "context alone is right",
+    "irrelevant {} base": "weights alone are right",
 }
 _WORDS = {
     "error": "error",
@@ -107,7 +107,10 @@ def sweep_curves(
         legend={"y": -0.32 / len(rows)},
         meta={"min_width": 260 + 230 * len(values)},
     )
-    small = "Means over seeds, bands ± standard error · dotted line: guessing"
+    small = (
+        "Context alone is right: it is relevant, labels are moved; weights alone: it is irrelevant, labels "
+        "are true · means over seeds, bands ± standard error · dotted line: guessing"
+    )
     if "authors" in curves.columns and bool(curves["authors"].notna().any()):
         small += " · open: the authors, read off their figures"
     return titled(

@@ -70,12 +70,15 @@ def transience_curves(
     crossings = times[["predicted", "measured"]].to_numpy()
     drawn = np.append(step, crossings[np.isfinite(crossings)])
     ends = np.log10([drawn.min() / 1.2, drawn.max() * 1.1])
-    fig.update_xaxes(type="log", title_text="training step", dtick=1, exponentformat="power", range=ends)
+    fig.update_xaxes(
+        type="log", title_text="training step", dtick=1, exponentformat="power", range=ends
+    )
     fig.update_yaxes(title_text="error", range=[-0.04, 1.04])
     fig.update_layout(height=480, legend={"y": -0.2}, meta={"min_width": 640})
     small = (
         "Solid: relevant context, moved labels (0: copies, 1: recalls). Vertical: predicted crossover "
-        "N* (dashed) and measured with in-weight predictors (dash-dotted)."
+        "N* (dashed) and measured with in-weight predictors (dash-dotted). Dotted curves: irrelevant "
+        "context, true labels; dotted line: guessing."
     )
     return titled(fig, title or "In-context learning over training", subtitle=small, width=88)
 

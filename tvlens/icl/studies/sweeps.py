@@ -72,6 +72,7 @@ def _study(dial: Dial) -> Callable[..., Sweep]:
         )  # fmt: skip
 
     run.__name__ = run.__qualname__ = dial.name
+    run.presets = dial.presets  # pyright: ignore[reportFunctionMemberAccess]
     run.__doc__ = f"""Turn a dial of the data over dataset sizes: {dial.says}.
 
     Args:
