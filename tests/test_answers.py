@@ -127,6 +127,7 @@ def test_one_token_answers_and_a_limit_of_one_are_first_token_scoring() -> None:
     assert one.first.all() and one.text == tuple(text.strip() for text in scores.text)
 
 
+@pytest.mark.slow
 def test_prompts_alone_in_parts_and_together_give_the_same() -> None:
     model = tiny.model("llama")
     made = prompts(model, n=5)

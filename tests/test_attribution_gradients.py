@@ -23,6 +23,7 @@ def difference(logits: torch.Tensor, row: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "kind"), GRID)
+@pytest.mark.slow
 def test_integrated_gradients_are_complete(name: str, kind: str) -> None:
     found = attribute_gradients(tiny.model(name, kind), PROMPTS, **INTEGRATED)
     gap = (found.data["value"] - found.data["baseline"]).values
@@ -80,6 +81,7 @@ def test_points_go_where_the_line_is_rough() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.slow
 def test_integrated_gradients_are_the_mean_of_hugging_faces(name: str) -> None:
     model, hf = tiny.model(name), tiny.hf(name)
     found = attribute_gradients(
@@ -153,6 +155,7 @@ def test_prompts_do_not_disturb_each_other() -> None:
     assert both.isnull().any()  # positions that the shorter one lacks
 
 
+@pytest.mark.slow
 def test_pieces_of_the_way_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("llama")
     whole = attribute_gradients(model, PROMPTS, **INTEGRATED, steps=6).data["attribution"]
@@ -163,6 +166,7 @@ def test_pieces_of_the_way_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_allclose(pieces, whole, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_baselines() -> None:
     model, hf = tiny.model("gpt2"), tiny.hf("gpt2")
     words = hf.transformer.wte.weight.detach()
@@ -241,6 +245,7 @@ def test_results_say_save_and_cite(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.slow
 def test_a_way_from_zeros_says_what_it_misses(name: str) -> None:
     found = attribute_gradients(tiny.model(name), PROMPTS, **INTEGRATED, baseline="zero")
     assert np.isfinite(found.data["residual"]).all()

@@ -230,6 +230,7 @@ def test_equal_prompts_leave_nothing_to_compare() -> None:
     assert np.isnan(found.summary()["spearman"]) and found.plot().layout.title.text
 
 
+@pytest.mark.slow
 def test_agreement_is_saved_and_read(compared: tuple[Patching, Patching], tmp_path: Any) -> None:
     found = agreement(*compared)
     again = Agreement.load(found.save(tmp_path / "agreement.nc"))

@@ -26,6 +26,7 @@ def test_suite() -> None:
     assert record["same"] == 1.0 and record["max_abs_diff"] < 1e-4 and set(record) >= KEYS
 
 
+@pytest.mark.slow
 def test_memory() -> None:
     record = memory.record("tiny", n=150, share=2)
     assert record["ratio"] > 1 and record["max_abs_diff"] < 1e-4 and set(record) >= KEYS

@@ -65,6 +65,7 @@ def test_outcomes_are_complete_and_queries_go_both_ways(found: Bijection) -> Non
     np.testing.assert_allclose(complete, ((forward + backward) / 2).loc[complete.index])
 
 
+@pytest.mark.slow
 def test_with_one_dummy_query_theta_is_theta_of_its_direction() -> None:
     data = bijection(tiny.model("gpt2"), ["gerund"], n_dummy=1, **SETTINGS | {"n": 16}).data
     of = data.isel(task=0).sel
@@ -143,6 +144,7 @@ def found_template() -> Any:
     return settle(tv.load_task("to_upper_both"), get_template("example"), encoder)
 
 
+@pytest.mark.slow
 def test_it_is_saved_drawn_and_said(found: Bijection, tmp_path: Path) -> None:
     again = tv.load(found.save(tmp_path / "b.nc"))
     assert isinstance(again, Bijection) and again.finding() == found.finding()
@@ -161,6 +163,7 @@ def test_it_is_saved_drawn_and_said(found: Bijection, tmp_path: Path) -> None:
         bijection(tiny.model("llama"), ["gerund", "gerund"], **SETTINGS)
 
 
+@pytest.mark.slow
 def test_tasks_have_controls_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
 

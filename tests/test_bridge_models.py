@@ -215,6 +215,7 @@ def test_n_devices_reaches_hooked_transformer(monkeypatch: pytest.MonkeyPatch) -
 @tiny.needs_hooked
 @pytest.mark.parametrize("processing", ["none", "fold"])
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+@pytest.mark.slow
 def test_vectors_and_scores_are_those_of_a_hooked_transformer(name: str, processing: str) -> None:
     task = tv.load_task("antonyms")
     hooked, bridge = (tiny.model(name, kind, processing) for kind in tiny.KINDS)

@@ -176,6 +176,7 @@ def test_edges_equal_transformer_lens_split_inputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.slow
 def test_integrated_gradients_are_complete(kind: str) -> None:
     model, (clean, corrupted) = tiny.model("gpt2", kind), pair()
 

@@ -18,6 +18,8 @@ from tvlens.methods.maps import _along_principal
 from tvlens.patching.pairs import as_batch
 from tvlens.templates import Role
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "shots": 2,
     "n_dev": 8,

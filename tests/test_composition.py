@@ -217,6 +217,7 @@ def test_random_vectors_differ_by_rule_place_and_kind() -> None:
     assert alike.abs().max() < 0.6
 
 
+@pytest.mark.slow
 def test_file_round_trip_and_figures(found: Composition, tmp_path: Path) -> None:
     again = tv.load(found.save(tmp_path / "c.nc"))
     assert isinstance(again, Composition) and again.finding() == found.finding()

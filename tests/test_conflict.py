@@ -144,6 +144,7 @@ def test_shared_queries_have_answers_that_differ() -> None:
     assert (row["demonstrations_rate_low"], row["demonstrations_rate_high"]) == (low, high)
 
 
+@pytest.mark.slow
 def test_layer_is_chosen_on_dev_queries_that_are_not_asked() -> None:
     model, tasks = tiny.model("llama"), rivals(2)
     result = conflict(model, tasks, **SETTINGS)
@@ -225,6 +226,7 @@ def test_bad_input() -> None:
             conflict(model, **({**SETTINGS, "layer": 0, **arguments}))
 
 
+@pytest.mark.slow
 def test_file_round_trip_and_figures(found: Conflict, tmp_path: Path) -> None:
     again = tv.load(found.save(tmp_path / "c.nc"))
     assert isinstance(again, Conflict)
@@ -234,6 +236,7 @@ def test_file_round_trip_and_figures(found: Conflict, tmp_path: Path) -> None:
     assert len(found.to_dataframe()) == 6 * 4 * 8
 
 
+@pytest.mark.slow
 def test_heat_maps_show_rates_intervals_and_controls(found: Conflict) -> None:
     figure, table = found.plot(), found.rates()
     shown = [trace for trace in figure.data if trace.visible]
@@ -262,6 +265,7 @@ def test_heat_maps_show_rates_intervals_and_controls(found: Conflict) -> None:
         conflict_matrix(found.drawn(), injection="nothing")
 
 
+@pytest.mark.slow
 def test_controls_figure_and_a_single_pair(found: Conflict) -> None:
     figure = conflict_controls(found.drawn())
     totals = np.sum([trace.x for trace in figure.data], axis=0)

@@ -118,6 +118,7 @@ def test_what_theta_says_of_its_own_task_does_not_count_against_another() -> Non
         assert area[:, :, 0, part].tolist() == (0.5 + 0.5 * np.eye(3)).tolist()
 
 
+@pytest.mark.slow
 def test_two_tasks_have_no_third_one_to_judge_against(tmp_path: Path) -> None:
     found = decodability(tiny.model("llama"), TASKS[:2], n_random=2, **SETTINGS)
     assert found.rates()["auc_other"].isna().all() and "no third task" in found.finding()
@@ -172,6 +173,7 @@ def test_random_vectors_are_others_for_each_task_and_query(monkeypatch: pytest.M
     assert cosine.abs().max() < 0.8
 
 
+@pytest.mark.slow
 def test_deeds_are_those_of_score() -> None:
     words = [
         w
@@ -219,6 +221,7 @@ def test_deeds_are_those_of_score() -> None:
     assert 0 < seen < 2
 
 
+@pytest.mark.slow
 def test_a_vector_that_holds_the_answers_is_decodable_and_shuffled_labels_are_not() -> None:
     """Replace ranks by those of a theta that says its task: only then does the verdict change."""
     rng = np.random.default_rng(1)
@@ -274,6 +277,7 @@ def test_the_papers_table_keeps_plain_words_once(found: Decodability) -> None:
     assert (result.words()["layer"] == np.minimum(result.rates()["steer_layer"] + 2, 3)).all()
 
 
+@pytest.mark.slow
 def test_a_tuned_lens_reads_instead(found: Decodability) -> None:
     model = tiny.model("llama")
     same = decodability(model, TASKS, n_random=4, lens=TunedLens.identity(model), **SETTINGS)
@@ -296,6 +300,7 @@ def test_same_seed_same_numbers(found: Decodability) -> None:
     assert other.data["query"].values.tolist() != found.data["query"].values.tolist()
 
 
+@pytest.mark.slow
 def test_file_round_trip_and_figures(found: Decodability, tmp_path: Path) -> None:
     again = tv.load(found.save(tmp_path / "d.nc"))
     assert isinstance(again, Decodability) and again.finding() == found.finding()

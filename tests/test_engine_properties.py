@@ -75,6 +75,7 @@ def same(one: Output, other: Output, tolerance: float = TOLERANCE) -> None:
 
 @few
 @given(st.data(), plans)
+@pytest.mark.slow
 def test_any_request_equals_one_forward_per_cell(data: st.DataObject, plan: str) -> None:
     model, request = any_request(data)
     same(run(model, [request], plan=plan)[0], run(model, [request], plan="plain")[0])
@@ -131,6 +132,7 @@ def test_the_order_of_cells_does_not_matter(data: st.DataObject, random: Any, pl
 
 @few
 @given(st.data(), plans, st.integers(1, 6))
+@pytest.mark.slow
 def test_the_size_of_chunks_does_not_matter(data: st.DataObject, plan: str, parts: int) -> None:
     model, request = any_request(data)
     (whole,) = run(model, [request], plan=plan)

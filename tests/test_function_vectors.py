@@ -381,6 +381,7 @@ def test_random_heads_are_others() -> None:
 # The experiment
 
 
+@pytest.mark.slow
 def test_experiment_equals_its_steps_by_hand(found: FunctionVectors, task: Task) -> None:
     model, seed = tiny.model("llama"), SMALL["seed"]
     how: dict[str, Any] = {"answers": "any", "seed": seed, "n_dummy": 0, "shots": 3}
@@ -424,6 +425,7 @@ def test_experiment_equals_its_steps_by_hand(found: FunctionVectors, task: Task)
     assert not set(here["query"].values) & set(dev.queries)
 
 
+@pytest.mark.slow
 def test_experiment_says_and_draws_what_came_out(found: FunctionVectors, tmp_path: Path) -> None:
     summary, rates = found.summary(), found.rates()
     assert len(rates) == 1 + 4 * 4 and (rates["low"] <= rates["high"]).all()

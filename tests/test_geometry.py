@@ -256,6 +256,7 @@ def test_same_seed_same_numbers(found: Geometry) -> None:
     assert not np.allclose(other.data["theta"], found.data["theta"])
 
 
+@pytest.mark.slow
 def test_file_round_trip_and_figures(found: Geometry, tmp_path: Path) -> None:
     again = tv.load(found.save(tmp_path / "g.nc"))
     assert isinstance(again, Geometry) and again.finding() == found.finding()

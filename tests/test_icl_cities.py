@@ -309,6 +309,7 @@ def test_difference_of_real_and_invented(found: Cities) -> None:
     assert (gap, low, high) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_saved_and_drawn(found: Cities, tmp_path: Path) -> None:
     again = Result.load(found.save(tmp_path / "cities.nc"))
     assert isinstance(again, Cities) and again.finding() == found.finding()
@@ -318,6 +319,7 @@ def test_saved_and_drawn(found: Cities, tmp_path: Path) -> None:
     assert get("cities") is cities
 
 
+@pytest.mark.slow
 def test_killed_half_way_ends_with_the_same_numbers(model: Any, tmp_path: Path) -> None:
     few: Any = SMALL | {
         "steps": 2,
@@ -428,6 +430,7 @@ def test_smollm2_follows_its_context_before_training(smollm2: Any) -> None:
         assert follows[off].float().mean() >= {"same": 0.9, "other": 0.75}[wording]
 
 
+@pytest.mark.slow
 def test_the_committed_run_meets_its_criteria() -> None:
     """A11 on SmolLM2, 56 pairs: what holds, and what does not."""
     found = load(Path(__file__).parent / "data" / "icl_cities.nc")

@@ -190,6 +190,7 @@ def test_glyphs_are_a_function_of_seed_class_and_exemplar(drawn: Images) -> None
     assert glyphs(2, exemplars=1, size=105).pixels.shape == (2, 1, 105, 105)
 
 
+@pytest.mark.slow
 def test_glyphs_are_distinct_and_never_the_box_for_what_is_missing(drawn: Images) -> None:
     from tvlens.icl.glyphs import _draw, _font, characters, glyphs
 
@@ -382,6 +383,7 @@ def test_data_refuse_what_does_not_fit(table: Features) -> None:
         measure(Transformer(), Transformer().initial(bare), bare, [Probe(True, "novel")], n_items=4)
 
 
+@pytest.mark.slow
 def test_predictors_learn_from_context_or_from_weights() -> None:
     """On pictures that training never showed; each is the other's control."""
     share = {"in-context": 1.0, "in-weight": 0.0}
@@ -418,6 +420,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fake")
+@pytest.mark.slow
 def test_study_draws_saves_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,8 @@ from tvlens.icl.studies.inside import inside, probe_items
 from tvlens.plots.icl_inside import inside_curves, inside_effects, inside_parts
 from tvlens.results import Result
 
+pytestmark = pytest.mark.slow
+
 N = 12
 
 

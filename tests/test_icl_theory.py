@@ -341,6 +341,7 @@ document.querySelectorAll(".tvlens-bounds").forEach((box, i) => {
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_javascript_and_python_agree(tmp_path):
     """Six explorers on one page: three stay where they begin, of three all sliders are moved."""
     begin = [bounds_explorer(**setting) for setting in [*SETTINGS[:3], *SETTINGS[:3]]]

@@ -301,6 +301,7 @@ def test_pages_name_what_there_is() -> None:
     assert set(layout._EARLY) <= set(sites.SITES) and Block.mlp_out and packed._Pass.block
 
 
+@pytest.mark.slow
 def test_code_of_the_page_on_circuits_runs(greater: ModuleType) -> None:
     scope: dict[str, Any] = {"model": tiny_model(), "greater_than": greater.greater_than}
     blocks = code(PAGES / "new_circuit.md")

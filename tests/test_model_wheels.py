@@ -84,6 +84,7 @@ def left_in(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.glob("models/*") if path.suffix != ".lock")
 
 
+@pytest.mark.slow
 def test_wheel(
     known: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -110,6 +111,7 @@ def test_wheel(
     assert_same(other)
 
 
+@pytest.mark.slow
 def test_cache_dir_comes_before_the_environment(known: KnownModel, tmp_path: Path) -> None:
     load_model("tiny-llama", device="cpu", cache_dir=tmp_path / "elsewhere")
     assert left_in(tmp_path / "elsewhere")
@@ -134,6 +136,7 @@ def test_no_network_and_nothing_cached(
     assert left_in(tmp_path / "cache") == []
 
 
+@pytest.mark.slow
 def test_the_command_in_that_message_fixes_it(
     known: KnownModel, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +319,7 @@ def test_terms_must_be_accepted(
     load_model("tiny-llama", device="cpu")
 
 
+@pytest.mark.slow
 def test_terms_accepted_in_the_environment(
     gated: KnownModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_imports_point_one_way() -> None:
                 assert other in {"plots", "intervals", "provenance", "_errors", "_words"}
 
 
+@pytest.mark.slow
 def test_the_shape_switch_names_the_axis_and_is_off_by_default() -> None:
     code = (
         "import torch, tvlens as tv; from tvlens.vectors import TaskVector; "

@@ -41,6 +41,7 @@ def test_cells_are_written_for_reading() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_every_experiment_with_tables_fills_a_page() -> None:
     model, small = tiny.model("llama"), {"shots": 2, "progress": False}
     letters = ["to_upper", "next_letter"]

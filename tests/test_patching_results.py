@@ -413,6 +413,7 @@ def test_likeliest_tokens_before_and_after(result: Patching) -> None:
     assert (untouched.values == result.data["corrupted_top_token"].values[:, :2]).all()
 
 
+@pytest.mark.slow
 def test_results_are_saved_tabled_and_cited(result: Patching, tmp_path: Any) -> None:
     again = tv.load(result.save(tmp_path / "patching.nc"))
     assert isinstance(again, Patching) and again.finding() == result.finding()

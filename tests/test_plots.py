@@ -26,6 +26,7 @@ def data():
     return sweep_data()
 
 
+@pytest.mark.slow
 def test_plots_import_no_torch():
     code = "import sys, tvlens.plots; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -170,6 +171,7 @@ def test_optional_runs_may_be_absent(data):
 
 
 @pytest.mark.parametrize("count", [2, 5, 18])
+@pytest.mark.slow
 def test_several_tasks_share_one_legend(count):
     many = [sweep_data(f"task_{i}", seed=i, layers=8, n=6) for i in range(count)]
     figure = plots.accuracy_by_layer(many)

@@ -130,6 +130,7 @@ def test_other_kinds_and_foreign_figures(results, tmp_path):
     assert "<title>2 results</title>" in page
 
 
+@pytest.mark.slow
 def test_bad_input(results, tmp_path):
     with pytest.raises(ValueError, match="at least one result"):
         report([], tmp_path / "r.html")
@@ -166,6 +167,7 @@ def drawn(dom):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [500, 1200])
+@pytest.mark.slow
 def test_every_figure_is_drawn_without_complaint(page, tmp_path, width):
     dom, console = browse(page, tmp_path, width=width)
     assert console == []
@@ -177,6 +179,7 @@ def test_every_figure_is_drawn_without_complaint(page, tmp_path, width):
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_a_broken_figure_is_seen_and_stops_no_other(page, tmp_path):
     broken = tmp_path / "broken.html"
     text = page.read_text(encoding="utf-8")

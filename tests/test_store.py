@@ -164,6 +164,7 @@ print(taken)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(tmp_path / "store")]
     pipe = subprocess.PIPE

@@ -139,6 +139,7 @@ def test_intervals_of_tasks_count_distinct_queries(found: Suite) -> None:
     assert (row["regular_low"], row["regular_high"]) == wilson(row["regular"] * n, n)
 
 
+@pytest.mark.slow
 def test_a_model_is_gone_before_the_next_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[Any] = []
 
@@ -159,6 +160,7 @@ def test_a_model_is_gone_before_the_next_is_loaded(monkeypatch: pytest.MonkeyPat
     assert result.models[1] == f"{result.models[0]} (2)"
 
 
+@pytest.mark.slow
 def test_file_round_trip_tables_and_figures(found: Suite, tmp_path: Path) -> None:
     again = tv.load(found.save(tmp_path / "s.nc"))
     assert isinstance(again, Suite) and again.finding() == found.finding()

@@ -108,6 +108,7 @@ def test_models_of_two_widths_need_no_common_tokenizer() -> None:
     assert 0 <= made["source_layer"] < 2 and 0 <= made["layer"] < 4
 
 
+@pytest.mark.slow
 def test_it_is_saved_drawn_and_said(found: Transfer, tmp_path: Path) -> None:
     again = tv.load(found.save(tmp_path / "t.nc"))
     assert isinstance(again, Transfer) and again.finding() == found.finding()

@@ -18,6 +18,8 @@ from tvlens.experiments.answers import _one, whole_answers
 from tvlens.intervals import wilson
 from tvlens.plots.answers import answer_bars
 
+pytestmark = pytest.mark.slow
+
 HOW: dict[str, Any] = {"n_test": 6, "shots": 2, "seed": 2, "progress": False}
 
 
