@@ -247,7 +247,8 @@ def test_copying_comes_and_goes_at_the_ratio_of_frequencies() -> None:
     common, rare = (found.curve(group).mean("seed") for group in ("high", "low"))
     assert float(common.sel(step=slice(0, 150)).min()) <= 0.25
     assert float(common.sel(step=1000, method="nearest")) >= 0.85
-    assert float(rare.min()) <= 0.5 and float(rare[-1] - rare.min()) >= 0.15
+    assert float(rare.sel(step=slice(200, 700)).min()) <= 0.5
+    assert float(rare[-1] - rare.min()) >= 0.15
     times = found.times()
     assert 4 <= times.loc["low", "half"] / times.loc["high", "half"] <= 15
     # Where copying is given up, models that saw no relevant context have come as far as copying goes.
