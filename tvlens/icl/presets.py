@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from tvlens._errors import unknown, whole
 
@@ -95,31 +94,6 @@ def within(low: int | float, high: int | float, **numbers_given: Any) -> None:
             span = f"lie in {low} to {high}" if high != float("inf") else f"be at least {low}"
             near = f" Nearest: {low if value < low else high}." if value == value else ""
             raise ValueError(f"{name} must {span}; {value} arrived.{near}")
-
-
-def device_or_first(device: str | torch.device | None) -> torch.device:
-    """Take the device that is asked for.
-
-    Args:
-        device: Its name; None for the first GPU where there is one, else the CPU.
-
-    Returns:
-        The device.
-
-    Raises:
-        ValueError: It is a GPU, and there is none, or none of that kind of device is known.
-
-    Example:
-        >>> device_or_first("cpu")
-        device(type='cpu')
-    """
-    there = torch.cuda.is_available()
-    kind = str(device or ("cuda" if there else "cpu"))
-    if kind.partition(":")[0] not in ("cpu", "cuda", "mps"):
-        raise unknown("device", kind, ("cpu", "cuda"))
-    if kind.startswith("cuda") and not there:
-        raise ValueError(f"there is no CUDA device here; {kind!r} was asked for. Nearest: 'cpu'.")
-    return torch.device(kind)
 
 
 def several(name: str, given: Any) -> tuple[Any, ...]:

@@ -26,9 +26,9 @@ from torch import Tensor
 from tvlens._errors import whole
 from tvlens.icl._state import State, load_state, save_state
 from tvlens.icl.data import Data, Setting, class_weights
-from tvlens.icl.presets import device_or_first
 from tvlens.icl.probes import MEASURES, PROBES, Probe, measure
 from tvlens.icl.transformer import Parameters, Transformer
+from tvlens.models._places import resolve_device
 
 SAVE_EVERY = 20.0  # seconds, at measuring points and every so many steps
 _CHUNK = 200  # steps between two looks at the clock
@@ -154,7 +154,7 @@ def train(
         arrived = "one setting by itself" if isinstance(settings, Setting) else "none"
         raise ValueError(f"train takes a list of settings, one for each model; {arrived} arrived.")
     model = Transformer() if model is None else model
-    data = Data(settings, device=device_or_first(device)) if data is None else data
+    data = Data(settings, device=resolve_device(device)) if data is None else data
     device = data.device
     mark = fingerprint(data, plan, model) | {"start": _digest(start)}
     state = load_state(out, mark, device) if out is not None and Path(out).exists() else None

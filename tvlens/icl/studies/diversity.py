@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from tvlens.icl.neighbours import descend, stops
-from tvlens.icl.presets import at_least, device_or_first, settle, several, within
+from tvlens.icl.presets import at_least, settle, several, within
 from tvlens.icl.studies import study
 from tvlens.icl.studies._diversity import Diversity, dataset
 from tvlens.icl.studies._diversity_network import Task, initial, margins, measures
+from tvlens.models._places import resolve_device
 from tvlens.provenance import ATTRIBUTE, collect, encode
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -100,7 +101,7 @@ def diversity(
         at_least(2, n_classes=k)
     within(0, 1, attention_decay=used["attention_decay"])
     within(0, float("inf"), lr=used["lr"])
-    where, sizes = str(device_or_first(device)), used["n_classes"]
+    where, sizes = resolve_device(device), used["n_classes"]
     every = list(range(seed, seed + used["seeds"]))
     # The second half of the members has no attention: what memorising does alone.
     task = Task.draw(

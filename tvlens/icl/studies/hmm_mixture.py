@@ -20,9 +20,10 @@ from torch import Tensor
 from tvlens.icl._state import State, load_state, save_state
 from tvlens.icl.draws import generator
 from tvlens.icl.hmm import Mixture, bayes, ginc, prompts, sample
-from tvlens.icl.presets import at_least, device_or_first, settle, several
+from tvlens.icl.presets import at_least, settle, several
 from tvlens.icl.studies import study
 from tvlens.icl.studies._hmm_mixture import PREDICTORS, HMMMixture, dataset
+from tvlens.models._places import resolve_device
 from tvlens.provenance import ATTRIBUTE, collect, encode
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -116,7 +117,7 @@ def hmm_mixture(
     sizes = {name: used[name] for name in ("n_concepts", "n_values", "n_slots", "n_tokens")}
     mixture = ginc(**sizes, seed=seed)
     context = max(used["examples"]) * (max(used["lengths"]) + 1) + max(used["lengths"])
-    model = build(used, context=context, seed=seed, device=str(device_or_first(device)))
+    model = build(used, context=context, seed=seed, device=resolve_device(device))
     curve = _train(model, mixture, used, context, seed, out, progress)
     found = _asked(model, mixture, used, seed)
     data = dataset(found, curve, lengths=used["lengths"], examples=used["examples"])

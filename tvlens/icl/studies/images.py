@@ -21,13 +21,14 @@ from tvlens.icl.features import features
 from tvlens.icl.glyphs import glyphs
 from tvlens.icl.image_data import ImageData
 from tvlens.icl.images import Images, omniglot
-from tvlens.icl.presets import at_least, device_or_first, settle, several
+from tvlens.icl.presets import at_least, settle, several
 from tvlens.icl.probes import MEASURES, PROBES, Probe
 from tvlens.icl.studies import study
 from tvlens.icl.studies._images import DIMS, ImageSweep
 from tvlens.icl.studies._sweep import TRAINED
 from tvlens.icl.training import Plan, fingerprint, on_grid, train
 from tvlens.icl.transformer import Transformer
+from tvlens.models._places import resolve_device
 from tvlens.provenance import ATTRIBUTE, collect, encode
 
 # They ask for a rare class as often as the authors' 1e4, 1e5 and 1e6 sequences do.
@@ -132,7 +133,7 @@ def images(
         pictures, n_seen=n_seen, n_train=used["n_train"], kind=used["vectors"], seed=seed
     )
     drawn_at = time.perf_counter()
-    where = device_or_first(device)
+    where = resolve_device(device)
     data = ImageData(settings, table, device=where)
     model = Transformer(label_scale=used["label_scale"])
     state = None if out is None else Path(out) / f"images-{_mark(data, plan, model)}.safetensors"

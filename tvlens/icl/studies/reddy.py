@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from tvlens.icl.neighbours import descend, stops
-from tvlens.icl.presets import at_least, device_or_first, settle, several, within
+from tvlens.icl.presets import at_least, settle, several, within
 from tvlens.icl.studies import study
 from tvlens.icl.studies._reddy import Reddy, dataset
 from tvlens.icl.studies._reddy_network import Task, initial, losses, measures
+from tvlens.models._places import resolve_device
 from tvlens.provenance import ATTRIBUTE, collect, encode
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -105,7 +106,7 @@ def reddy(
     at_least(0, seed=seed)
     settings = list(product(*dials.values()))
     members = [(*setting, seed + i) for setting in settings for i in range(used["seeds"])]
-    where = str(device_or_first(device))
+    where = resolve_device(device)
     task = Task.draw(members, used, device=where)
     tests = task.tests(used["n_test"], seed)
     mark = {"study": "reddy", "seed": seed} | used
