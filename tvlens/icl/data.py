@@ -145,6 +145,11 @@ class Data:
     """
 
     def __init__(self, settings: Sequence[Setting], *, device: str | torch.device = "cpu") -> None:
+        if isinstance(settings, Setting) or not len(settings):
+            arrived = "one setting by itself" if isinstance(settings, Setting) else "none"
+            raise ValueError(
+                f"members are given as a list of settings, one for each model; {arrived} arrived."
+            )
         shapes = {setting.shape for setting in settings}
         if len(shapes) != 1:
             raise ValueError(
@@ -224,11 +229,7 @@ class Data:
         """
         if group is not None and group not in GROUPS:
             raise unknown("group of classes", group, GROUPS)
-        key = keys(
-            rearrange(self.seed, "member -> member 1"),
-            _TRAIN if split == "train" else number(split),
-            index,
-        )
+        key = self._key(split, index)
         query, context = self._classes(key, split, index, relevant, group)
         classes = torch.cat([context, rearrange(query, "m i -> m i 1")], dim=-1)
         inputs = self._inputs(classes, key, split=split, group=group)
@@ -265,7 +266,7 @@ class Data:
             (tensor([[[7]]]), tensor([[4]]), tensor([[4]]))
         """
         index = torch.arange(len(classes), device=self.device)
-        key = keys(rearrange(self.seed, "member -> member 1"), number(split), index)
+        key = self._key(split, index)
         classes, labels = (
             repeat(x.to(self.device), "item slot -> m item slot", m=len(self.settings))
             for x in (classes, labels)
@@ -279,6 +280,19 @@ class Data:
         low = self.n_high + (classes - self.n_high + 1) % self.n_low
         return torch.where(classes < self.n_high, high, low)
 
+    def _key(self, split: str, index: Int[Tensor, "*member item"]) -> Int[Tensor, "member item"]:
+        # A step that is compiled draws from "train", whose number is at hand.
+        which = _TRAIN if split == "train" else number(split)
+        return keys(rearrange(self.seed, "member -> member 1"), which, index)
+
+    def _noise(
+        self, key: Int[Tensor, "member item"], n_slots: int
+    ) -> Float[Tensor, "member item slot d_model"]:
+        """What is added to the inputs of every slot."""
+        drawn = normals(keys(key, 4), n_slots * self.d_model)
+        drawn = rearrange(drawn, "m i (slot d) -> m i slot d", d=self.d_model)
+        return rearrange(self.noise, "m -> m 1 1 1") * drawn
+
     def _inputs(
         self,
         classes: Int[Tensor, "member item slot"],
@@ -290,9 +304,7 @@ class Data:
         """Prototypes of the classes, with noise."""
         prototypes = self.novel if group == "novel" else self.prototypes
         member = rearrange(torch.arange(len(prototypes), device=self.device), "m -> m 1 1")
-        drawn = normals(keys(key, 4), classes.shape[-1] * self.d_model)
-        drawn = rearrange(drawn, "m i (slot d) -> m i slot d", d=self.d_model)
-        return prototypes[member, classes] + rearrange(self.noise, "m -> m 1 1 1") * drawn
+        return prototypes[member, classes] + self._noise(key, classes.shape[-1])
 
     def _classes(
         self,

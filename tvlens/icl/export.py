@@ -39,8 +39,7 @@ def as_tokens(
         >>> as_tokens(items, member=0, n_classes=10)[1].shape
         torch.Size([3, 3])
     """
-    if not 0 <= whole("member", member) < len(items.inputs):
-        raise ValueError(f"there are members 0 to {len(items.inputs) - 1}; {member} arrived.")
+    _check_member(member, len(items.inputs))
     inputs, labels = items.inputs[member], items.labels[member]
     if (last := int(labels.max())) >= n_classes:
         raise ValueError(
@@ -89,8 +88,7 @@ def export(
     data, shape = training.data, training.model
     if not isinstance(shape, Transformer):
         raise ValueError(f"only a Transformer becomes a HookedTransformer; {shape} arrived.")
-    if not 0 <= whole("member", member) < len(data.settings):
-        raise ValueError(f"there are members 0 to {len(data.settings) - 1}; {member} arrived.")
+    _check_member(member, len(data.settings))
     if step is not None and step not in training.kept:
         kept = ", ".join(map(str, training.kept)) or "none"
         raise ValueError(
@@ -156,3 +154,8 @@ def _state(
             state[f"{here}.mlp.W_{part}"] = own[f"{layer}.{part}.w"]
             state[f"{here}.mlp.b_{part}"] = own[f"{layer}.{part}.b"]
     return state
+
+
+def _check_member(member: int, n_members: int) -> None:
+    if not 0 <= whole("member", member) < n_members:
+        raise ValueError(f"there are members 0 to {n_members - 1}; {member} arrived.")

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tvlens.icl.data import Data, Setting
-from tvlens.icl.draws import generator, keys, normals, uniforms
+from tvlens.icl.draws import generator, keys, uniforms
 from tvlens.icl.features import Features
 
-_NOISE, _EXEMPLAR = 4, 7  # fields of a sequence's key; `Data` uses 0 to 6
+_EXEMPLAR = 7  # field of a sequence's key; `Data` uses 0 to 6
 
 
 class ImageData(Data):
@@ -66,9 +66,7 @@ class ImageData(Data):
         n_train = self.features.n_train
         first, n = (0, n_train) if split == "train" else (n_train, self.table.shape[1] - n_train)
         chosen = first + (uniforms(keys(key, _EXEMPLAR), classes.shape[-1]) * n).long()
-        noise = normals(keys(key, _NOISE), classes.shape[-1] * self.d_model)
-        noise = rearrange(noise, "m i (slot d) -> m i slot d", d=self.d_model)
-        return self.table[rows, chosen] + rearrange(self.noise, "m -> m 1 1 1") * noise
+        return self.table[rows, chosen] + self._noise(key, classes.shape[-1])
 
     def _rows(self, classes: Int[Tensor, "member item slot"]) -> Int[Tensor, "member item slot"]:
         """Pictures' classes that bear these labels."""

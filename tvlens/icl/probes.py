@@ -102,8 +102,8 @@ def measure(
     Returns:
         In the order of `MEASURES`: the share of wrong answers; the cross entropy in nats; alpha, the share of
         p(own label) in p(own label) + p(context's label), NaN unless the context is relevant and its labels
-        flipped; and copying, by how
-        much the labels in the context have higher log-probability than the others, NaN where there are none.
+        flipped; and copying, by how much the labels in the context have higher log-probability than the
+        others, NaN where there are none.
 
     Raises:
         ValueError: Labels cannot be moved in a group of one class.
@@ -128,16 +128,26 @@ def measure(
                     flipped=probe.flipped,
                 )  # fmt: skip
                 conflict = probe.flipped and probe.relevant
-                parts.append(_outcomes(model.log_probs(w, items), items, conflict=conflict))
+                parts.append(outcomes(model.log_probs(w, items), items, conflict=conflict))
             found.append(reduce(torch.cat(parts, dim=-1), "measure m i -> measure m", "mean"))
     if not found:
-        return torch.empty(len(MEASURES), 0, len(data.settings))
+        return torch.empty(len(MEASURES), 0, len(data.settings), device=data.device)
     return rearrange(found, "probe measure m -> measure probe m")
 
 
-def _outcomes(
+def outcomes(
     log_probs: Float[Tensor, "member item label"], items: Items, *, conflict: bool
 ) -> Float[Tensor, "measure member item"]:
+    """Give what is measured, sequence by sequence.
+
+    Args:
+        log_probs: What the members say, in nats.
+        items: The sequences.
+        conflict: Whether own and right label differ, so that alpha means something; NaN where not.
+
+    Returns:
+        In the order of `MEASURES`, as `measure` says.
+    """
     right = said_of(log_probs, items.target)
     own = said_of(log_probs, items.own)
     error = (log_probs.argmax(dim=-1) != items.target).float()

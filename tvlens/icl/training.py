@@ -150,9 +150,6 @@ def train(
     """
     from tqdm.auto import tqdm
 
-    if isinstance(settings, Setting) or not len(settings):
-        arrived = "one setting by itself" if isinstance(settings, Setting) else "none"
-        raise ValueError(f"train takes a list of settings, one for each model; {arrived} arrived.")
     model = Transformer() if model is None else model
     data = Data(settings, device=resolve_device(device)) if data is None else data
     device = data.device
@@ -171,7 +168,7 @@ def train(
             if stop in plan.stops:
                 found = measure(model, state.weights, data, plan.probes, n_items=plan.n_items)
                 state.measured[stop] = torch.cat(
-                    [loop.mean_loss()[None], found.flatten(0, 1).to(data.device)]
+                    [loop.mean_loss()[None], found.flatten(0, 1)]
                 ).cpu()
             if stop in plan.keep:
                 state.kept[stop] = {k: v.detach().cpu().clone() for k, v in state.weights.items()}

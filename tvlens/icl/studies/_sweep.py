@@ -218,9 +218,7 @@ def sweep(
     trained = several("trained", chosen["trained"])
     at_least(1, seeds=chosen["seeds"])
     for kind in trained:
-        if kind not in TRAINED:
-            raise unknown("kind of training", kind, TRAINED)
-        if dial.sets == "p_relevant" and TRAINED[kind] is not None:
+        if dial.sets == "p_relevant" and TRAINED.get(kind) is not None:
             raise ValueError(
                 f"p_relevant is what this study turns, and {kind!r} sets it too. Nearest: 'transformer'."
             )
@@ -260,11 +258,33 @@ def sweep(
     return Sweep(data.assign_attrs({ATTRIBUTE: encode(note)}))
 
 
+def share_of(trained: str, *, usual: float) -> float:
+    """Give the share of relevant sequences that a kind of training has.
+
+    Args:
+        trained: One of `TRAINED`.
+        usual: The setting's own.
+
+    Returns:
+        The share.
+
+    Raises:
+        ValueError: There is no such kind.
+
+    Example:
+        >>> share_of("transformer", usual=0.9), share_of("in-weight", usual=0.9)
+        (0.9, 0.0)
+    """
+    if trained not in TRAINED:
+        raise unknown("kind of training", trained, TRAINED)
+    share = TRAINED[trained]
+    return usual if share is None else share
+
+
 def _setting(dial: Dial, value: Any, trained: str, size: int, seed: int) -> Setting:
     made = Setting(**dial.base, n_sequences=2**size, seed=seed)
     made = replace(made, **{dial.sets: value})
-    share = TRAINED[trained]
-    return made if share is None else replace(made, p_relevant=share)
+    return replace(made, p_relevant=share_of(trained, usual=made.p_relevant))
 
 
 def _mark(settings: Sequence[Setting], plan: Plan, model: Any) -> str:

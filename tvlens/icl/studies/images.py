@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from tvlens._errors import unknown
 from tvlens.icl.data import Setting
 from tvlens.icl.features import features
 from tvlens.icl.glyphs import glyphs
@@ -25,7 +24,7 @@ from tvlens.icl.presets import at_least, settle, several
 from tvlens.icl.probes import MEASURES, PROBES, Probe
 from tvlens.icl.studies import study
 from tvlens.icl.studies._images import DIMS, ImageSweep
-from tvlens.icl.studies._sweep import TRAINED
+from tvlens.icl.studies._sweep import TRAINED, share_of
 from tvlens.icl.training import Plan, fingerprint, on_grid, train
 from tvlens.icl.transformer import Transformer
 from tvlens.models._places import resolve_device
@@ -174,13 +173,10 @@ def images(
 
 
 def _setting(used: dict[str, Any], trained: str, size: int, seed: int) -> Setting:
-    if trained not in TRAINED:
-        raise unknown("kind of training", trained, TRAINED)
-    share = TRAINED[trained]
     names = ("n_high", "n_low", "length", "noise", "p_high")
     return Setting(
         **{name: used[name] for name in names}, n_sequences=size, seed=seed,
-        p_relevant=used["p_relevant"] if share is None else share,
+        p_relevant=share_of(trained, usual=used["p_relevant"]),
     )  # fmt: skip
 
 

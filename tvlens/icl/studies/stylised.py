@@ -26,13 +26,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tvlens._errors import unknown
-from tvlens.icl.data import Data, Setting
+from tvlens.icl.data import Data, Items, Setting
 from tvlens.icl.gated import Gated
 from tvlens.icl.presets import settle, several
+from tvlens.icl.probes import outcomes
 from tvlens.icl.studies import study
 from tvlens.icl.studies._authors import GATES
 from tvlens.icl.training import Plan, Training, train
-from tvlens.icl.transformer import Transformer, said_of
+from tvlens.icl.transformer import Transformer
 from tvlens.provenance import ATTRIBUTE, collect, encode
 from tvlens.results import Result
 
@@ -251,19 +252,18 @@ def _probe(gated: Training, whole: Training, probe: str, n_items: int) -> dict[s
         parts = gated.model.parts(gated.weights, true)
         answers = whole.model.log_probs(whole.weights, moved)
         mixed = gated.model.log_probs(gated.weights, moved)
-        both = [said_of(answers, label) for label in (moved.own, moved.target)]
-        alpha = (both[0] - both[1]).sigmoid()
+        wrong, _, alpha, _ = outcomes(answers, moved, conflict=True)
         found = {
             "gate": parts.gate.mean(dim=1), "alpha": alpha.mean(dim=1),
-            "gated_error": _error(mixed, moved.target), "transformer_error": _error(answers, moved.target),
-            "g_error": _error(parts.g, true.target), "h_error": _error(parts.h, true.target),
+            "gated_error": _error(mixed, moved), "transformer_error": wrong.mean(dim=1),
+            "g_error": _error(parts.g, true), "h_error": _error(parts.h, true),
             "agreement": _spearman(parts.gate, alpha),
         }  # fmt: skip
     return {name: values.cpu().numpy() for name, values in found.items()}
 
 
-def _error(log_probs: Tensor, target: Tensor) -> Float[Tensor, " member"]:
-    return (log_probs.argmax(dim=-1) != target).float().mean(dim=1)
+def _error(log_probs: Float[Tensor, "member item label"], items: Items) -> Float[Tensor, " member"]:
+    return outcomes(log_probs, items, conflict=False)[0].mean(dim=1)
 
 
 def _spearman(a: Tensor, b: Tensor) -> Float[Tensor, " member"]:

@@ -21,7 +21,7 @@ from tvlens.icl.data import Setting, class_weights
 from tvlens.icl.presets import at_least, settle
 from tvlens.icl.probes import MEASURES, Probe
 from tvlens.icl.studies import study
-from tvlens.icl.studies._sweep import TRAINED
+from tvlens.icl.studies._sweep import share_of
 from tvlens.icl.theory import crossover
 from tvlens.icl.training import Plan, on_grid, train
 from tvlens.icl.transformer import Transformer
@@ -245,7 +245,7 @@ def transience(
     kinds = ("transformer", "in-weight")
     settings = [
         Setting(noise=base.noise, n_sequences=base.n_sequences, seed=s,
-                p_relevant=base.p_relevant if TRAINED[kind] is None else TRAINED[kind])
+                p_relevant=share_of(kind, usual=base.p_relevant))
         for kind, s in product(kinds, every)
     ]  # fmt: skip
     at = np.unique(
