@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 import tvlens as tv
 from tests import tiny
 from tvlens import cli
+from tvlens.cli._run import DEMO_TASKS
+from tvlens.cli._shared import tasks_of
 
 SUMMARY = {
     "task",
@@ -44,14 +46,14 @@ def test_demo_writes_everything(small: str, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     result = invoke("demo", "--out", str(out), "--n-dev", "3", "--n-test", "4")
     names = {p.name for p in out.iterdir()}
-    for task in cli.DEMO_TASKS:
+    for task in DEMO_TASKS:
         assert {f"layer_sweep-{task}.nc", f"layer_sweep-{task}.safetensors"} <= names
         assert task in result.output
         vector = tv.load(out / f"layer_sweep-{task}.safetensors")
         assert vector.made["task"] == task
         assert tv.load(out / f"layer_sweep-{task}.nc").provenance["task"] == task
     summary = json.loads((out / "summary.json").read_text())
-    assert [s["task"] for s in summary] == list(cli.DEMO_TASKS) and set(summary[0]) >= SUMMARY
+    assert [s["task"] for s in summary] == list(DEMO_TASKS) and set(summary[0]) >= SUMMARY
     assert {s["family"] for s in summary} == {
         "algorithmic",
         "translation",
@@ -59,7 +61,7 @@ def test_demo_writes_everything(small: str, tmp_path: Path) -> None:
         "knowledge",
     }
     assert "report.html" in names and names == {
-        *(f"layer_sweep-{t}{s}" for t in cli.DEMO_TASKS for s in (".nc", ".safetensors")),
+        *(f"layer_sweep-{t}{s}" for t in DEMO_TASKS for s in (".nc", ".safetensors")),
         "summary.json",
         "page.md",
         "report.html",
@@ -111,7 +113,7 @@ def test_run_prints_a_table_and_writes_files(small: str, tmp_path: Path) -> None
 def test_all_means_the_papers_18() -> None:
     from tvlens.tasks import PAPER_TASKS
 
-    assert [task.name for task in cli._tasks("all")] == list(PAPER_TASKS)
+    assert [task.name for task in tasks_of("all")] == list(PAPER_TASKS)
     assert len(PAPER_TASKS) == 18
 
 

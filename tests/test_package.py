@@ -64,7 +64,17 @@ def test_editors_see_the_names_that_load_lazily() -> None:
 
 # A module may import from its own rank and from lower ones.
 RANKS = [
-    {"_errors", "_registry", "_typing", "_files", "_tensors", "_words", "provenance", "intervals"},
+    {
+        "_errors",
+        "_registry",
+        "_typing",
+        "_files",
+        "_netcdf",
+        "_tensors",
+        "_words",
+        "provenance",
+        "intervals",
+    },
     {"sites", "tasks", "models"},
     {"templates"},
     {"encoding"},
@@ -84,11 +94,13 @@ RANKS = [
     {"plots"},
     {"results", "citations"},
     {"patching"},
-    {"lens", "attribution", "circuits"},
+    {"lens", "attribution", "circuits", "checking"},
     {"function_vectors"},
     {"methods"},
     {"experiments"},
     {"icl"},
+    {"executors"},
+    {"sweeps"},
     {"reports", "pages", "testing"},
     {"cli", "_terminal"},
 ]

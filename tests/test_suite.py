@@ -14,6 +14,7 @@ import xarray as xr
 import tvlens as tv
 from tests import tiny
 from tests.test_layer_sweep import easy_task
+from tvlens._errors import each_once
 from tvlens.experiments import suite as module
 from tvlens.experiments._suite import ALL, PAPER_MEANS, RUNS, Suite
 from tvlens.experiments.layer_sweep import LayerSweep, layer_sweep
@@ -225,7 +226,7 @@ def test_bad_input(found: Suite, kept: list[LayerSweep]) -> None:
             suite(models, tasks, seeds=seeds, progress=False, **SETTINGS)
     for seeds in ("0", [0.5], True):
         with pytest.raises(TypeError, match="a seed must be a whole number"):
-            module._seeds(seeds)
+            each_once(seeds)
     with pytest.raises(ValueError, match="Nearest: flat"):
         found.tasks("fla")
     with pytest.raises(ValueError, match="unknown model"):

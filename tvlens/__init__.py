@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tvlens import experiments as experiments
     from tvlens import models as models
     from tvlens import plots as plots
+    from tvlens import sweeps as sweeps
     from tvlens import tasks as tasks
     from tvlens.answers import score_answers as score_answers
     from tvlens.attribution import Attribution as Attribution
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tvlens.attribution import attribute as attribute
     from tvlens.attribution import attribute_gradients as attribute_gradients
     from tvlens.attribution import writers as writers
+    from tvlens.checking import ModelCheck as ModelCheck
+    from tvlens.checking import check_model as check_model
     from tvlens.circuits import circuit as circuit
     from tvlens.circuits import edge_scores as edge_scores
     from tvlens.circuits import faithfulness as faithfulness
@@ -75,6 +78,8 @@ if TYPE_CHECKING:
     from tvlens.results import load as load
     from tvlens.scoring import score as score
     from tvlens.store import VectorStore as VectorStore
+    from tvlens.sweeps import Sweep as Sweep
+    from tvlens.sweeps import sweep as sweep
     from tvlens.tasks import Task as Task
     from tvlens.tasks import both_ways as both_ways
     from tvlens.tasks import list_tasks as list_tasks
@@ -108,6 +113,8 @@ _HOME = {
     "attribution_patch": "tvlens.patching",
     "agreement": "tvlens.patching",
     "Patching": "tvlens.patching",
+    "check_model": "tvlens.checking",
+    "ModelCheck": "tvlens.checking",
     "head_scores": "tvlens.circuits",
     "induction_test": "tvlens.circuits",
     "ioi_prompts": "tvlens.circuits",
@@ -142,6 +149,8 @@ _HOME = {
     "transfer": "tvlens.experiments.transfer",
     "whole_answers": "tvlens.experiments.answers",
     "score_answers": "tvlens.answers",
+    "sweep": "tvlens.sweeps",
+    "Sweep": "tvlens.sweeps",
     "both_ways": "tvlens.tasks",
     "page": "tvlens.pages",
     "Result": "tvlens.results",
@@ -153,7 +162,7 @@ _HOME = {
 __all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore
 
 
-_MODULES = ("circuits", "experiments", "models", "plots", "tasks")
+_MODULES = ("circuits", "experiments", "models", "plots", "sweeps", "tasks")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,18 +1,8 @@
-"""The command line: ``tvlens demo``, ``run NAME``, ``compare``, ``icl run NAME``, ``tasks``, ``models``.
-
-``run`` is the door to every experiment: an experiment registers itself and is known here from then on.
-``compare`` has one of its own, since it takes several seeds and goes on where it was stopped.
-Results go to files; what the terminal shows is a summary of them.
-"""
+"""``tvlens demo``, ``run NAME`` and ``compare``: experiments on one model."""
 
 import inspect
 import json
-import logging
-import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,53 +11,30 @@ from rich.console import Console
 from rich.markup import escape
 
 from tvlens._errors import unknown
-from tvlens._terminal import show, show_tables, summary_table
+from tvlens._terminal import show_tables, summary_table
+from tvlens.cli._shared import (
+    Answers,
+    AsJson,
+    Model,
+    NDev,
+    NTest,
+    Seed,
+    Shots,
+    Style,
+    Tasks,
+    plain,
+    setting,
+    tasks_of,
+    write,
+)
 
 if TYPE_CHECKING:
     from tvlens.results import Result
     from tvlens.tasks import Task
 
 DEMO_TASKS = ("to_upper", "fr_en", "gerund", "person_language")
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Find, move and explain the vector a language model computes from its context.",
-)
-
-icl = typer.Typer(no_args_is_help=True, help="In context or in weights: the laboratory's studies.")
-app.add_typer(icl, name="icl")
-_OPTIONS = ("preset", "seed", "progress", "device", "out")
-"""Parameters of studies that have an option of their own."""
-
-Model = Annotated[
-    str, typer.Option(help="A name from `tvlens models`, a folder, a .gguf file or a hub id.")
-]
-Tasks = Annotated[
-    str, typer.Option(help="all (the paper's 18), or names and JSON or CSV files, with commas.")
-]
-Shots = Annotated[int | None, typer.Option(min=0, help="Demonstrations a prompt.")]
-NDev = Annotated[int | None, typer.Option(min=1, help="Prompts on which the layer is chosen.")]
-NTest = Annotated[int | None, typer.Option(min=1, help="Prompts on which accuracies are reported.")]
-Seed = Annotated[int, typer.Option(help="Decides prompts, splits and random vectors.")]
-Answers = Annotated[str | None, typer.Option(help="auto, one_token or any: which items are used.")]
-Style = Annotated[str | None, typer.Option(help="example, arrow, qa, or a text with {x} and {y}.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
-@app.callback(invoke_without_command=True)
-def _start(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
-    if version:
-        import tvlens
-
-        typer.echo(f"tvlens {tvlens.__version__}")
-        raise typer.Exit
-
-
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("tvlens-demo"),
     model: Model = "smollm2-135m",
@@ -82,8 +49,8 @@ def demo(
         f"{len(DEMO_TASKS)} tasks on [bold]{escape(model)}[/bold]."
     )
     settings = {"n_dev": n_dev, "n_test": n_test, "seed": seed}
-    results = _run_all("layer_sweep", model, _tasks(",".join(DEMO_TASKS)), settings, console, out)
-    report = _write(results, out, title=f"Task vectors in {model}")
+    results = _run_all("layer_sweep", model, tasks_of(",".join(DEMO_TASKS)), settings, console, out)
+    report = write(results, out, title=f"Task vectors in {model}")
     Console().print(summary_table([result.summary() for result in results]))
     console.print(
         f"\n[bold]hypothesis[/bold] is theta alone, at the layer chosen on dev queries, without any "
@@ -92,7 +59,6 @@ def demo(
     )
 
 
-@app.command()
 def run(
     name: Annotated[str, typer.Argument(help="An experiment, e.g. layer_sweep.")],
     model: Model = "smollm2-135m",
@@ -123,11 +89,11 @@ def run(
         "answers": answers,
     }
     settings = {k: v for k, v in given.items() if v is not None} | {"seed": seed}
-    settings |= dict(map(_setting, more or ()))
-    results = _run_all(name, model, _tasks(tasks) if tasks else None, settings, console, out)
-    summaries = _plain([result.summary() for result in results])
+    settings |= dict(map(setting, more or ()))
+    results = _run_all(name, model, tasks_of(tasks) if tasks else None, settings, console, out)
+    summaries = plain([result.summary() for result in results])
     if out is not None:
-        report = _write(results, out, title=f"{name} on {model}")
+        report = write(results, out, title=f"{name} on {model}")
         console.print(f"Wrote [bold]{escape(str(report))}[/bold].")
     if as_json:
         document = {"experiment": name, "model": model, **settings, "results": summaries}
@@ -138,7 +104,6 @@ def run(
         show_tables(results)
 
 
-@app.command()
 def compare(
     model: Model = "smollm2-135m",
     tasks: Tasks = "all",
@@ -165,198 +130,18 @@ def compare(
         )
     settings: dict[str, Any] = {"shots": shots, "n_dev": n_dev, "n_test": n_test}
     result = run_comparison(
-        model, _tasks(tasks), methods=chosen, seeds=[int(seed) for seed in seeds.split(",")], out=out,
+        model, tasks_of(tasks), methods=chosen, seeds=[int(seed) for seed in seeds.split(",")], out=out,
         progress=not console.quiet, **settings,
     )  # fmt: skip
     if out is not None:
         result.save(out / f"{result.kind}.nc")
-        report = _write([result], out, title=f"Ways to make a task vector in {model}")
+        report = write([result], out, title=f"Ways to make a task vector in {model}")
         console.print(f"Wrote [bold]{escape(str(report))}[/bold].")
     if as_json:
-        document = {"experiment": "compare", **_plain([result.summary()])[0]}
+        document = {"experiment": "compare", **plain([result.summary()])[0]}
         typer.echo(json.dumps(document, allow_nan=False))
     else:
         show_tables([result])
-
-
-@icl.command("run")
-def run_study(
-    name: Annotated[str, typer.Argument(help="A study, e.g. noise; see `tvlens icl list`.")],
-    preset: Annotated[str, typer.Option(help="quick (two CPU cores) or paper (a GPU).")] = "quick",
-    seed: Seed = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; the first GPU if any.")] = None,
-    more: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any other setting, name=value; lists as [1,2]."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for result, report, page; a run that was stopped goes on."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run a study of in-context and in-weight learning."""
-    from tvlens.icl import studies
-
-    console = Console(stderr=True, quiet=as_json)
-    function = studies.get(name)
-    known = inspect.signature(function).parameters
-    settings: dict[str, Any] = dict(map(_setting, more or ()))
-    for key in settings:
-        if key in _OPTIONS:
-            raise ValueError(f"{key} is no setting for --set; use --{key}.")
-        if key not in known:
-            raise unknown(f"setting of {name}", key, set(known) - set(_OPTIONS))
-    for key, value in {"device": device, "out": _folder_of_study(out, name)}.items():
-        if value is not None and key in known:
-            settings[key] = value
-        elif key == "device" and value is not None:
-            raise ValueError(f"{name} does not train, and takes no --device.")
-    try:
-        result = function(preset=preset, seed=seed, progress=not console.quiet, **settings)
-    except KeyboardInterrupt:
-        again = (
-            "the same command goes on from what was saved"
-            if out
-            else "nothing was saved without --out"
-        )
-        console.print(f"Stopped; {again}.")
-        raise typer.Exit(130) from None
-    console.print(f"[dim]{escape(result.title)}:[/dim] {escape(result.finding())}")
-    if out is not None:
-        result.save(out / f"{name}.nc")
-        report = _write([result], out, title=result.title)
-        console.print(f"Wrote [bold]{escape(str(report))}[/bold].")
-    if as_json:
-        document = {"study": name, "preset": preset, **_plain([result.summary()])[0]}
-        typer.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
-    else:
-        show_tables([result])
-
-
-@icl.command("show")
-def show_study(
-    name: Annotated[str, typer.Argument(help="A study, e.g. noise; see `tvlens icl list`.")],
-    as_json: AsJson = False,
-) -> None:
-    """Show a study's settings: what they mean, and what the presets say."""
-    import pandas as pd
-
-    from tvlens.icl import studies
-
-    function = studies.get(name)
-    presets, words = studies.presets(function), studies.words(function)
-    rows = []
-    for key, one in inspect.signature(function).parameters.items():
-        if key not in _OPTIONS:
-            said = {name: str(values.get(key, one.default)) for name, values in presets.items()}
-            rows.append({"setting": key, **said, "what": words[key]})
-    show(pd.DataFrame(rows), ("setting", *presets, "what"), as_json=as_json)
-
-
-@icl.command("list")
-def list_studies(as_json: AsJson = False) -> None:
-    """List the studies, each with its first sentence."""
-    import pandas as pd
-
-    from tvlens.icl import studies
-
-    rows = [
-        {"study": name, "what": (inspect.getdoc(studies.get(name)) or "").partition("\n")[0]}
-        for name in studies.names()
-    ]
-    show(pd.DataFrame(rows), ("study", "what"), as_json=as_json)
-
-
-@app.command("tasks")
-def list_tasks_command(
-    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List all tasks with family, size, class balance and an example."""
-    from tvlens.tasks import list_tasks
-
-    columns = ("task", "family", "size", "classes", "majority_share", "example")
-    show(list_tasks(family), columns, as_json=as_json)
-
-
-@app.command("models")
-def list_models_command(as_json: AsJson = False) -> None:
-    """List the models that load by name without a model hub."""
-    from tvlens.models import list_models
-
-    columns = ("name", "parameters", "licence", "download_mb", "cached", "needs")
-    show(list_models().reset_index(), columns, as_json=as_json)
-
-
-def main() -> None:
-    """Run the command line; what the user can mend is said in one line, without a traceback."""
-    # Threads that wait by spinning are many times slower where other processes share the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("transformers", "transformer_lens", "httpx", "huggingface_hub"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("tvlens").setLevel(logging.INFO)
-    try:
-        app()
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if os.environ.get("TVLENS_TRACEBACK"):
-            raise
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}")
-        sys.exit(1)
-
-
-def _plain(summaries: "Sequence[dict[str, Any]]") -> list[dict[str, Any]]:
-    """JSON has no word for NaN and infinity."""
-    return [
-        {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in summary.items()}
-        for summary in summaries
-    ]
-
-
-def _folder_of_study(out: Path | None, name: str) -> Path | None:
-    """Make a study's folder, unless it holds another study's report, which would be overwritten."""
-    if out is None:
-        return None
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out takes a folder; {out} is a file.")
-    others = [path.stem for path in sorted(out.glob("*.nc")) if path.stem != name]
-    if others:
-        raise ValueError(
-            f"{out} holds the report of {others[0]}, which that of {name} would replace. Nearest: --out "
-            f"{out / name}."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    return out
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """Read ``name=value``; a value that is no JSON is text."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ValueError(f"--set takes name=value, e.g. --set n_dummy=4; {text!r} arrived.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def _tasks(asked: str) -> "list[Task]":
-    """Resolve ``all``, and names and files with commas between them."""
-    from tvlens.tasks import PAPER_TASKS, Task, load_task
-
-    if asked == "all":
-        asked = ",".join(PAPER_TASKS)
-    # A file's own name may hold a comma.
-    names = [asked] if Path(asked).is_file() else [part.strip() for part in asked.split(",")]
-    names = [name for name in names if name]
-    if not names:
-        raise ValueError(f"--tasks takes all, names with commas, or files; {asked!r} arrived.")
-    return [
-        Task.from_file(name) if Path(name).suffix or Path(name).is_file() else load_task(name)
-        for name in names
-    ]
 
 
 def _run_all(
@@ -388,9 +173,9 @@ def _run_all(
     several = inspect.signature(function).parameters.get("tasks")
     if several is not None:
         own = tasks is None and several.default is not several.empty
-        runs: list[tuple[Any, ...]] = [() if own else (list(tasks or _tasks("all")),)]
+        runs: list[tuple[Any, ...]] = [() if own else (list(tasks or tasks_of("all")),)]
     else:
-        runs = [(task,) for task in tasks or _tasks("all")]
+        runs = [(task,) for task in tasks or tasks_of("all")]
     for given in runs:
         result = function(model, *given, progress=not console.quiet, **settings)
         console.print(f"[dim]{escape(result.title)}:[/dim] {escape(result.finding())}")
@@ -427,22 +212,3 @@ def _save(result: "Result", out: Path, *, together: bool) -> None:
     vector = getattr(result, "vector", None)
     if vector is not None:
         vector.save(out / f"{stem}.safetensors")
-
-
-def _write(results: "Sequence[Result]", out: Path, *, title: str) -> Path:
-    """Write summary, page and report of saved results."""
-    from tvlens.pages import page
-    from tvlens.reports import report
-
-    summaries = _plain([result.summary() for result in results])
-    summary = json.dumps(summaries, indent=1, ensure_ascii=False, allow_nan=False)
-    (out / "summary.json").write_text(summary + "\n", encoding="utf-8")
-    command = shlex.join(["tvlens", *sys.argv[1:]])
-    (out / "page.md").write_text(
-        page(results, title=title if len(results) > 1 else None, command=command), encoding="utf-8"
-    )
-    return report(results, out / "report.html", title=title)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from tvlens._errors import unknown
+from tvlens._errors import needs, unknown, whole
 from tvlens.engine.check import check
+from tvlens.engine.costs import reproducible
 from tvlens.engine.planner import run_planned
 from tvlens.engine.readout import FirstToken, LastLogits, Readout, TokenLogits
 from tvlens.engine.request import Edit, Output, Plan, Read, Request, Taken
@@ -29,6 +30,7 @@ __all__ = [
     "Request",
     "Taken",
     "TokenLogits",
+    "reproducible",
     "run",
 ]
 
@@ -74,6 +76,11 @@ def run(
     """
     if plan not in PLANS:
         raise unknown("plan", plan, PLANS)
+    needs("requests", requests, Sequence, "a list of Request")
+    if memory is not None and whole("memory", memory) < 1:
+        raise ValueError(
+            f"memory is a number of bytes from 1; {memory} arrived. None takes the default."
+        )
     stepper = runner(model)
     check(requests, stepper)
     return run_planned(stepper, requests, plan=plan, memory=memory)

@@ -6,8 +6,10 @@ runs whole.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,6 +29,9 @@ from tvlens.models.runner import Runner
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 _FEW = 8  # tokens of the smaller of two sizes that are timed
 _MANY = {"cpu": 64, "cuda": 4096}  # of the larger: enough for the work to outweigh the calls
+# Operations a second, seconds a call: of an ordinary machine, where plans must not depend on which.
+_NOMINAL = {"cpu": (3e10, 3e-4), "cuda": (2e13, 1e-3)}
+_reproducible: ContextVar[bool] = ContextVar("reproducible", default=False)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,36 @@ class Costs:
 _known: WeakKeyDictionary[Any, dict[tuple[torch.device, torch.dtype], Costs]] = WeakKeyDictionary()
 
 
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Choose plans by nominal times, not by measured ones, so that every process runs the same operations.
+
+    Plans agree up to rounding, and which of them is quickest may be a close call that two processes decide
+    differently. Within this context equal requests give equal bits on machines of one type, with the same
+    number of threads.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> from tvlens.models.runner import runner
+        >>> from tvlens.testing import tiny_model
+        >>> with reproducible():
+        ...     costs(runner(tiny_model())).call
+        0.0003
+    """
+    token = _reproducible.set(True)
+    try:
+        yield
+    finally:
+        _reproducible.reset(token)
+
+
+def is_reproducible() -> bool:
+    """Whether plans are chosen by nominal times now."""
+    return _reproducible.get()
+
+
 def costs(runner: Runner) -> Costs:
     """Give a model's costs; the first call measures them, which takes about twenty runs of a block.
 
@@ -72,7 +107,17 @@ def costs(runner: Runner) -> Costs:
     where = (runner.device, runner.dtype)
     if where not in of_model:
         of_model[where] = _measure(runner)
-    return of_model[where]
+    return _nominal(runner, of_model[where]) if is_reproducible() else of_model[where]
+
+
+def _nominal(runner: Runner, measured: Costs) -> Costs:
+    """The same costs with times of an ordinary machine; bytes are the same wherever they are counted."""
+    rate, call = _NOMINAL.get(runner.device.type, _NOMINAL["cpu"])
+    width = int(runner.model.cfg.d_model)
+    # Twelve squares of the width are what a block of an ordinary transformer multiplies by.
+    return replace(
+        measured, call=call, token=24 * width**2 / rate, group=call / 3, pair=12 * width / rate
+    )
 
 
 def _measure(runner: Runner) -> Costs:

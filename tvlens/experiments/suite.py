@@ -5,10 +5,10 @@ one task is `layer_sweep`, and nothing else; the suite only puts the sweeps side
 depth meet on normalised depth, from 0 at the first layer to 1 at the last.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tvlens._errors import whole
+from tvlens._errors import each_once
 from tvlens.experiments import experiment
 from tvlens.experiments._dev import resolved
 from tvlens.experiments._suite import Suite
@@ -69,7 +69,7 @@ def suite(
     from tqdm.auto import tqdm
 
     named, listed = resolved(tasks), _listed(models)
-    seeds = _seeds(seeds)
+    seeds = each_once(seeds)
     if not seeds or not listed:
         raise ValueError(
             f"at least one model and one seed are needed; {len(listed)} and {len(seeds)} arrived."
@@ -92,16 +92,6 @@ def suite(
                     bar.update()
             del model
     return Suite.of(sweeps)
-
-
-def _seeds(seeds: Any) -> list[int]:
-    """Seeds as a list, each once."""
-    several = list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else [seeds]
-    numbers = [whole("a seed", seed) for seed in several]
-    twice = sorted({seed for seed in numbers if numbers.count(seed) > 1})
-    if twice:
-        raise ValueError(f"each seed once; given more than once: {', '.join(map(str, twice))}.")
-    return numbers
 
 
 def _listed(models: Any) -> list[tuple[str | None, Any]]:

@@ -10,6 +10,7 @@ from tvlens.plots.agreement import agreement_scatter
 from tvlens.plots.answers import answer_bars
 from tvlens.plots.attribution import origins, token_highlights, waterfall
 from tvlens.plots.bijection import bijection_bars
+from tvlens.plots.checking import check_dots
 from tvlens.plots.choices import choices_dots
 from tvlens.plots.circuit import circuit_graph, faithfulness_curves
 from tvlens.plots.comparison import comparison_heatmap
@@ -18,6 +19,7 @@ from tvlens.plots.conflict import conflict_controls, conflict_matrix
 from tvlens.plots.decodability import decode_by_layer, steer_and_decode, word_table
 from tvlens.plots.function_vectors import function_vector_bars, function_vector_layers
 from tvlens.plots.geometry import centroid_map, distance_histogram, theta_map
+from tvlens.plots.grid import grid
 from tvlens.plots.heads import ablation_costs, head_map, logit_differences
 from tvlens.plots.lens import lens_by_layer, lens_heatmap
 from tvlens.plots.patching import patching_heatmap
@@ -39,6 +41,7 @@ __all__ = [
     "answer_bars",
     "bijection_bars",
     "centroid_map",
+    "check_dots",
     "choices_dots",
     "circuit_graph",
     "comparison_heatmap",
@@ -52,6 +55,7 @@ __all__ = [
     "faithfulness_curves",
     "function_vector_bars",
     "function_vector_layers",
+    "grid",
     "head_map",
     "lens_by_layer",
     "lens_heatmap",

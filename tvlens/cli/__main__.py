@@ -1,0 +1,5 @@
+"""``python -m tvlens.cli``."""
+
+from tvlens.cli import main
+
+main()

@@ -1,0 +1,122 @@
+"""A sweep at a glance: one value by task and model, or by any other two axes, averaged over the rest."""
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from tvlens._errors import unknown
+from tvlens.plots._bars import headed
+from tvlens.plots._cells import written_cells
+from tvlens.plots.theme import INK, SEQUENTIAL, figure, label
+
+_DONE = "done"
+
+
+def grid(
+    data: xr.Dataset,
+    *,
+    value: str | None = None,
+    x: str | None = None,
+    y: str | None = None,
+    title: str | None = None,
+) -> go.Figure:
+    """Draw one value of a sweep's cells as a heat map.
+
+    Args:
+        data: What a `tvlens.sweeps.Sweep` holds.
+        value: Which number of the cells; how many of them are done if there is none.
+        x: Axis to the right; the model, or the first.
+        y: Axis downwards; the task, or the next.
+        title: Replaces the sentence that says what is drawn.
+
+    Returns:
+        The figure: means over all other axes. Cells that are not done are left out of a mean, and a place
+        where none is done is left empty.
+
+    Raises:
+        ValueError: There is no such value or axis.
+
+    Example:
+        >>> grid(result.data, value="regular", x="seed", y="task")  # doctest: +SKIP
+    """
+    axes = [str(dim) for dim in data["state"].dims]
+    numbers = [str(n) for n, v in data.data_vars.items() if v.dtype.kind in "biuf"]
+    if value is not None and value not in numbers:
+        raise unknown("value", value, numbers)
+    for axis in (x, y):
+        if axis is not None and axis not in axes:
+            raise unknown("axis", axis, axes)
+    x, y = _chosen(axes, x, y)
+    drawn, done = _means(data, value, [axis for axis in (y, x) if axis])
+    columns, rows = (_labels(data, axis) for axis in (x, y))
+    said = value or "share of cells that are done"
+    hover = [
+        [
+            f"<b>{label(row)}</b> {label(column)}<br>{label(said)}: {_short(drawn[i, j])}<br>"
+            f"cells: {int(done[i, j])} of {data['state'].size // drawn.size}"
+            for j, column in enumerate(columns)
+        ]
+        for i, row in enumerate(rows)
+    ]
+    words = [[_short(one) for one in row] for row in drawn]
+    low, high = _limits(drawn)
+    fig = figure()
+    fig.add_trace(
+        written_cells(
+            drawn, words, hover, colorscale=SEQUENTIAL, zmin=low, zmax=high,
+            colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": label(said), "side": "right"}},
+        )
+    )  # fmt: skip
+    ticks = {"tickvals": list(range(len(columns))), "ticktext": [label(name) for name in columns]}
+    tilted = max((len(name) for name in columns), default=0) > 8
+    fig.update_xaxes(**ticks, side="top", tickangle=-30 if tilted else 0, showgrid=False, ticks="")
+    ticks = {"tickvals": list(range(len(rows))), "ticktext": [label(name) for name in rows]}
+    fig.update_yaxes(**ticks, autorange="reversed", showgrid=False, ticks="")
+    fig.update_layout(height=26 * len(rows) + 150, margin_t=110, font_color=INK)
+    fig.update_layout(meta={"min_width": 64 * len(columns) + 260})
+    others = [axis for axis in axes if axis not in (x, y)]
+    counted = int((data["state"].values == _DONE).sum())
+    small = f"{counted} of {data['state'].size} cells are done"
+    small += f" · mean over {', '.join(others)}" if others else ""
+    by = " and ".join(axis for axis in (y, x) if axis)
+    return headed(fig, data, f"{said} by {by}" if title is None else title, small)
+
+
+def _chosen(axes: list[str], x: str | None, y: str | None) -> tuple[str | None, str | None]:
+    """Axes that were not named: the task goes downwards, the model to the right, else in order."""
+    for wanted in ("task", "tasks"):
+        y = y or (wanted if wanted in axes and wanted != x else None)
+    x = x or ("model" if "model" in axes and y != "model" else None)
+    free = [axis for axis in axes if axis not in (x, y)]
+    x = x or (free.pop(0) if free else None)
+    return x, y or (free.pop(0) if free else None)
+
+
+def _means(data: xr.Dataset, value: str | None, kept: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Means by row and column, and how many cells each is of."""
+    done = (data["state"] == _DONE).astype(float)
+    number = done if value is None else data[value].astype(float).where(data["state"] == _DONE)
+    rest = [dim for dim in data["state"].dims if dim not in kept]
+    shape = (data.sizes[kept[0]] if len(kept) == 2 else 1, -1)
+    both = [
+        one.transpose(*kept).values.reshape(shape) for one in (number.mean(rest), done.sum(rest))
+    ]
+    return both[0], both[1]
+
+
+def _labels(data: xr.Dataset, axis: str | None) -> list[str]:
+    return [""] if axis is None else [str(name) for name in data[axis].values]
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """Shares are drawn from 0 to 1, other numbers over their range."""
+    there = values[np.isfinite(values)]
+    if not there.size or (there.min() >= 0 and there.max() <= 1):
+        return 0.0, 1.0
+    return float(there.min()), float(there.max())
+
+
+def _short(value: float) -> str:
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
