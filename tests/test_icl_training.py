@@ -285,7 +285,7 @@ def test_a_state_of_another_run_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="another training: start differ"):
         train(GRID[:1], FAST, out=path, start=other, **CPU)
     path.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="no state of a training"):
+    with pytest.raises(ValueError, match="no readable safetensors file of a state of a training"):
         train(GRID[:1], FAST, out=path, **CPU)
 
 

@@ -380,7 +380,7 @@ def test_projections_are_drawn_saved_and_cited(tmp_path: Any) -> None:
         (torch.zeros(0, 64), {}, r"shape \(0, 64\) arrived"),
         (torch.full((64,), torch.nan), {}, "hold NaN or infinity"),
         (torch.zeros(64), {"k": 700}, "k = 700 tokens asked for"),
-        (torch.zeros(64), {"labels": ["a", "b"]}, "2 labels for 1 rows"),
+        (torch.zeros(64), {"labels": ["a", "b"]}, "labels needs one for each of 1 rows; 2 arrived"),
         (torch.zeros(64), {"transposed": True, "norm": True}, "Leave norm out"),
     ],
 )

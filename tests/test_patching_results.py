@@ -150,7 +150,11 @@ def test_texts_are_encoded_as_everywhere(name: str) -> None:
         (["a", 3], TypeError, "clean must be a text, a list of texts"),
         (torch.tensor([1, 2]), ValueError, r"\(2,\) arrived. Use ids\[None\] for one"),
         (torch.ones(1, 2), ValueError, "must be token ids of shape"),
-        (torch.tensor([[1, 640]]), ValueError, "ids outside the model's 640 tokens: 0 to 639"),
+        (
+            torch.tensor([[1, 640]]),
+            ValueError,
+            "ids outside the model's 640 tokens: 1 to 640 arrived, 0 to 639 are there",
+        ),
         (torch.ones(1, 300).long(), ValueError, "has 300 tokens, but the model's context is 256"),
     ],
 )

@@ -1,8 +1,10 @@
 """The vector store: what is saved is there, from however many processes, and nothing foreign is compared."""
 
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -186,6 +188,41 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
     assert not [p for p in store.path.iterdir() if p.name.startswith(".")]
 
 
+KILLED = """
+import sys, torch
+from tvlens.store import VectorStore
+from tvlens.vectors import TaskVector
+store, i = VectorStore(sys.argv[1]), 0
+while True:
+    i += 1
+    values = torch.full((2, 3, 4096), float(i))
+    name = store.save(TaskVector(values, (0, 1, 2), made={"task": "up"}), f"v{sys.argv[2]}_{i}")
+    print(i, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_no_half_vector(tmp_path: Path) -> None:
+    store, rng = VectorStore(tmp_path), random.Random(0)
+    pipe, saved = subprocess.PIPE, {}
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(who)], stdout=pipe, text=True) for who in range(3)]
+    for who, writer in enumerate(writers):
+        writer.stdout.readline()  # the first is saved; what follows is cut off anywhere
+        time.sleep(0.05 * rng.random())
+        writer.kill()
+        told, _ = writer.communicate()
+        saved[who] = max([1, *map(int, told.split())])
+    assert (store.list()["problem"] == "").all()
+    for who, last in saved.items():
+        mine = [name for name in store.names() if name.startswith(f"v{who}_")]
+        # What was said to be saved is there, and at most one more.
+        assert last <= len(mine) <= last + 1
+        for name in mine:
+            values = store.load(name).values
+            assert values.shape == (2, 3, 4096) and (values == float(name.split("_")[1])).all()
+
+
 def test_names_taken_wrong_and_unknown(tmp_path: Path) -> None:
     store = VectorStore(tmp_path)
     store.save(make(0), "upper")
@@ -235,6 +272,24 @@ def test_damaged_files_are_named_and_harm_no_other(tmp_path: Path) -> None:
     assert store.nearest(make(0), layer=0)["name"].tolist() == ["good"]
     store.remove("short")
     assert "short" not in store
+
+
+def test_changed_numbers_and_changed_origins_are_seen(tmp_path: Path) -> None:
+    store = VectorStore(tmp_path)
+    for name in ("good", "number", "origin"):
+        store.save(make(0), name)
+    path = tmp_path / "number.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    other = tmp_path / "origin.safetensors"
+    other.write_bytes(other.read_bytes().replace(b'\\"seed\\": 0', b'\\"seed\\": 1'))
+    with pytest.raises(ValueError, match="its numbers are not those that were saved"):
+        store.load("number")
+    with pytest.raises(ValueError, match="its numbers are not those that were saved"):
+        store.nearest(make(0), layer=0)
+    # The list reads no numbers, but what it says is what was saved.
+    problems = store.list().set_index("name")["problem"]
+    assert problems["good"] == "" and "metadata are not those" in problems["origin"]
+    assert store.find(seed=1).empty
 
 
 def test_bad_numbers(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_refuses_damaged_and_foreign_files(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, foreign)
     with pytest.raises(ValueError, match="no task vector saved by tvlens"):
         TaskVector.load(foreign)
-    with pytest.raises(ValueError, match="schema 99; this tvlens reads up to 1"):
+    with pytest.raises(ValueError, match="schema 99; this tvlens reads up to 2"):
         TaskVector.load(_write(tmp_path / "new.safetensors", torch.zeros(1, 1, 2), schema=99))
     with pytest.raises(ValueError, match=r"shape \(prompt, layer, d_model\); \(2,\) arrived"):
         TaskVector.load(_write(tmp_path / "flat.safetensors", torch.zeros(2)))
@@ -117,7 +117,7 @@ def test_refuses_what_does_not_match() -> None:
         a.at(9)
     with pytest.raises(ValueError, match="values of shape .prompt, layer, d_model."):
         TaskVector(torch.zeros(0, 1, 8), (0,))
-    with pytest.raises(ValueError, match="2 layer names for 4 layers"):
+    with pytest.raises(ValueError, match="layers has 2 numbers for 4 layers"):
         TaskVector(a.values, (0, 1))
 
 

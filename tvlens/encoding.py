@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Int
@@ -41,6 +42,14 @@ class TokenBatch:
         """Take token ids as they are: prompts of one length, of no particular roles."""
         real, roles = torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids, int(Role.OTHER))
         return cls(tuple(text or [""] * len(ids)), ids, real, roles)
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(t.shape) for t in (self.tokens, self.mask, self.roles)]
+        if len(shapes[0]) != 2 or len(set(shapes)) > 1 or shapes[0][0] != len(self.text):
+            raise ValueError(
+                "a batch has tokens, mask and roles of one shape (prompt, position), and a text for each "
+                f"prompt; {', '.join(map(str, shapes))} and {len(self.text)} texts arrived."
+            )
 
     def __len__(self) -> int:
         return len(self.text)
@@ -107,7 +116,9 @@ class Encoder:
     def batch(self, prompts: Sequence[list[tuple[str, Role]]]) -> TokenBatch:
         """Tokenise prompts given as pieces with roles, and pad them on the left."""
         text = tuple("".join(piece for piece, _ in pieces) for pieces in prompts)
-        coded = [self._with_roles(pieces) for pieces in prompts]
+        every = self.tokenizer(list(text), add_special_tokens=False, return_offsets_mapping=True)
+        each = zip(prompts, text, every["input_ids"], every["offset_mapping"], strict=True)
+        coded = [self._with_roles(*one) for one in each]
         width = max(len(ids) for ids, _ in coded)
         if self.n_ctx is not None and width > self.n_ctx:
             longest = max(range(len(coded)), key=lambda i: len(coded[i][0]))
@@ -123,22 +134,47 @@ class Encoder:
             roles[row, width - len(ids) :] = torch.tensor(role)
         return TokenBatch(text, tokens, roles != int(Role.PAD), roles)
 
-    def _with_roles(self, pieces: list[tuple[str, Role]]) -> tuple[list[int], list[int]]:
-        """Tokenise one prompt; a token has the role of its first character that is no white space."""
-        text = "".join(piece for piece, _ in pieces)
+    def _with_roles(
+        self,
+        pieces: list[tuple[str, Role]],
+        text: str,
+        ids: Sequence[int],
+        spans: Sequence[tuple[int, int]],
+    ) -> tuple[list[int], list[int]]:
+        """Give a prompt's tokens their roles: that of their first character that is no white space."""
         by_char = [int(role) for piece, role in pieces for _ in piece]
-        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         roles = []
-        for start, end in coded["offset_mapping"]:
+        for start, end in spans:
             solid = next((i for i in range(start, end) if not text[i].isspace()), start)
             roles.append(by_char[min(solid, len(by_char) - 1)])
-        ids = list(coded["input_ids"])
+        ids = list(ids)
         if not ids:
             raise ValueError(f"the prompt {text!r} has no tokens.")
+        if lost := self._lost(text, ids, spans):
+            raise ValueError(
+                f"the tokenizer has no token for {', '.join(map(repr, lost[:4]))} of the prompt "
+                f"{text[:60]!r}: the model would read {self.tokenizer.unk_token!r} there. Write the prompt, "
+                "or its template, in words that the model knows."
+            )
         roles[-1] = int(Role.LAST)
         if self.bos is not None:
             return [self.bos, *ids], [int(Role.BOS), *roles]
         return ids, roles
+
+    def _lost(self, text: str, ids: list[int], spans: Sequence[tuple[int, int]]) -> list[str]:
+        """Pieces of a text that the tokenizer does not know, where its token for all such stands."""
+        unk = self.tokenizer.unk_token_id
+        pieces = dict.fromkeys(text[a:b] for i, (a, b) in zip(ids, spans, strict=True) if i == unk)
+        # Some tokenizers call their end of text unknown, too, and texts may well spell it out.
+        return [piece for piece in pieces if piece.strip() != self.tokenizer.unk_token]
+
+    def foreign(self, texts: Sequence[str]) -> set[str]:
+        """Those of several texts that the tokenizer does not have tokens for all of."""
+        if self.tokenizer.unk_token_id is None or not texts:
+            return set()
+        coded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        each = zip(texts, coded["input_ids"], coded["offset_mapping"], strict=True)
+        return {text for text, ids, spans in each if self._lost(text, ids, spans)}
 
     def is_blank(self, token: int) -> bool:
         """Say whether a token is mere white space."""
@@ -171,6 +207,7 @@ class FirstTokens:
             in one token counts with and without its leading space, as the paper strips white space.
         one_token: Inputs whose canonical answer is a single token.
         blank: Inputs whose canonical answer begins with a token of mere white space, which tells nothing.
+        unknown: Inputs that have no tokens of their own, or whose canonical answer has none.
         ambiguous_share: Share of inputs whose canonical first token also begins a different answer.
         ambiguous: Those first tokens, with the answers they begin.
         constant: The one token that, said to every input, would be right most often.
@@ -179,9 +216,14 @@ class FirstTokens:
     ids: dict[str, tuple[int, ...]]
     one_token: tuple[str, ...]
     blank: tuple[str, ...]
+    unknown: tuple[str, ...]
     ambiguous_share: float
     ambiguous: dict[str, list[str]]
     constant: int
+
+
+_found: WeakKeyDictionary[Any, dict[Any, FirstTokens]] = WeakKeyDictionary()
+_FOUND = 64  # kept for each tokenizer: seeds and splits of one task ask for the same again
 
 
 def first_tokens(task: Task, template: Template, encoder: Encoder) -> FirstTokens:
@@ -202,17 +244,31 @@ def first_tokens(task: Task, template: Template, encoder: Encoder) -> FirstToken
         >>> len(first_tokens(tv.load_task("to_upper"), Template(), encoder).one_token)
         26
     """
+    known = _found.setdefault(encoder.tokenizer, {})
+    key = (task.fingerprint, template, len(encoder.tokenizer))
+    if key not in known:
+        while len(known) >= _FOUND:
+            known.pop(next(iter(known)))
+        known[key] = _first_tokens(task, template, encoder)
+    return known[key]
+
+
+def _first_tokens(task: Task, template: Template, encoder: Encoder) -> FirstTokens:
     prompt, lead = template.query(task.inputs[0])
     spaces = (lead, "" if lead else " ")
     written = {
         space + a: None for those in task.answers.values() for a in those for space in spaces
     }
     tokens = encoder.continuations(prompt, [*written])
+    foreign = encoder.foreign(
+        [*dict.fromkeys([*task.inputs, *(y for ys in task.answers.values() for y in ys)])]
+    )
     ids = {}
     for x, answers in task.answers.items():
         # Only the canonical answer may count by its first piece. Of other answers and of the other
         # spacing that piece is often a letter or two, and right for almost anything.
-        whole = [tokens[space + a] for a in answers for space in spaces]
+        known = [a for a in answers if a == answers[0] or a not in foreign]
+        whole = [tokens[space + a] for a in known for space in spaces]
         ids[x] = tuple(dict.fromkeys([whole[0][0], *(t[0] for t in whole if len(t) == 1)]))
     canonical = {x: tokens[lead + y] for x, y in task.pairs}
     blank = {i: encoder.is_blank(i) for i in {t[0] for t in canonical.values()}}
@@ -224,6 +280,7 @@ def first_tokens(task: Task, template: Template, encoder: Encoder) -> FirstToken
         ids=ids,
         one_token=tuple(x for x in task.inputs if len(canonical[x]) == 1),
         blank=tuple(x for x in task.inputs if blank[canonical[x][0]]),
+        unknown=tuple(x for x, y in task.pairs if x in foreign or y in foreign),
         ambiguous_share=sum(t[0] in shared for t in canonical.values()) / len(task),
         ambiguous={encoder.tokenizer.decode([f]): answers for f, answers in shared.items()},
         constant=Counter(i for those in ids.values() for i in those).most_common(1)[0][0],

@@ -13,7 +13,7 @@ import torch
 
 from tvlens.engine import Output, Read, Request, run
 from tvlens.models.runner import runner
-from tvlens.prompts import Prompts
+from tvlens.prompts import Prompts, check_prompts
 from tvlens.sites import SITES, check_layer
 from tvlens.vectors import TaskVector
 
@@ -69,6 +69,7 @@ def dummy_requests(
     position: int = -1,
 ) -> list[Request]:
     """What `extract` asks the engine for, so that other requests can share the same run."""
+    check_prompts(prompts)
     if not prompts.dummies:
         raise ValueError(
             "theta is read on dummy queries, but these prompts have none. "
@@ -81,7 +82,7 @@ def dummy_requests(
             f"a task vector is read from a site of width d_model: {wide}; not {site!r}."
         )
     asked = range(stepper.n_layers) if layers is None else layers
-    wanted = tuple(check_layer(int(layer), stepper.n_layers) for layer in asked)
+    wanted = tuple(check_layer(layer, stepper.n_layers) for layer in asked)
     read = Read(site, wanted, position)
     return [Request(dummy, reads=(read,)) for dummy in prompts.dummies]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tvlens.engine import Edit
 from tvlens.models.runner import runner
 from tvlens.sites import check_layer
-from tvlens.vectors import TaskVector
+from tvlens.vectors import TaskVector, check_vector
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def inject(
     References:
         Hendel, Geva, Globerson 2023, arXiv:2310.15916, section 3.2.
     """
-    vector.check(model)
+    check_vector(vector, model)
     layer = check_layer(layer, model.cfg.n_layers)
     if (vector.site, layer) == ("resid_pre", 0):
         raise ValueError(

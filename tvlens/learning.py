@@ -22,7 +22,7 @@ from tvlens.engine.request import MODES
 from tvlens.engine.tail import Tail
 from tvlens.extraction import extract
 from tvlens.metrics import VALUE, LogProbability, Targets
-from tvlens.prompts import Prompts
+from tvlens.prompts import Prompts, check_prompts
 from tvlens.vectors import TaskVector
 
 _EVERY = 5  # steps from one look at the held-out queries to the next
@@ -113,6 +113,7 @@ def learn(
         Yang et al. 2025, arXiv:2509.24169.
     """
     started = time.perf_counter()
+    check_prompts(prompts)
     _check(mode, steps, rate, batch_size, holdout, patience)
     tail = Tail(model, prompts.zero_shot, layer=layer, memory=memory)
     first = _first(model, prompts, tail, start, mode)

@@ -4,11 +4,13 @@ It is for repositories and documents, where an HTML report with its figures is t
 comes from the results, so the same command makes the same page.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
+from tvlens._errors import needs
 from tvlens.results import Result
 
 
@@ -34,11 +36,15 @@ def page(
     Example:
         >>> print(page(sweep, command="tvlens run layer_sweep"))  # doctest: +SKIP
     """
+    needs("results", results, (Result, Iterable), "a Result or several")
     found = [results] if isinstance(results, Result) else list(results)
     if not found:
         raise ValueError("a page needs at least one result, got none")
+    for item in found:
+        needs("a result of a page", item, Result, "a Result, as tv.load or an experiment gives")
     alone = len(found) == 1
-    lines = [f"# {title or (found[0].title if alone else f'{len(found)} results')}", ""]
+    heading = title or (found[0].title if alone else f"{len(found)} results")
+    lines = [f"# {_plain(heading)}", ""]
     lines += [
         f"{_made(found[0].provenance)}, by" if command else f"{_made(found[0].provenance)}.",
         "",
@@ -49,8 +55,8 @@ def page(
         same = [result for result in found if type(result) is kind]
         lines += _captioned(kind.overview_tables(same)) if len(same) > 1 else []
     for result in found:
-        lines += [] if alone else [f"## {result.title}", ""]
-        lines += [f"> {result.finding()}", "", *_captioned(result.tables())]
+        lines += [] if alone else [f"## {_plain(result.title)}", ""]
+        lines += [f"> {_plain(result.finding())}", "", *_captioned(result.tables())]
     methods = list(dict.fromkeys(result.method for result in found if result.method))
     lines += (
         ["## Method", "", *(line for method in methods for line in (method, ""))] if methods else []
@@ -89,8 +95,24 @@ def _named(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _captioned(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return [
-        line for name, frame in tables.items() for line in (f"**{name}**", "", *_table(frame), "")
+        line
+        for name, frame in tables.items()
+        for line in (f"**{_plain(name)}**", "", *_table(frame), "")
     ]
+
+
+_CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
+
+
+def _plain(text: str) -> str:
+    """Write a text on one line, so that Markdown takes neither HTML nor a link out of it; code stays code."""
+    text, shown, at = " ".join(text.splitlines()), [], 0
+    for code in [*_CODE.finditer(text), None]:
+        said = text[at : code.start() if code else len(text)]
+        said = said.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
+        shown += [said, code[0] if code else ""]
+        at = code.end() if code else at
+    return "".join(shown)
 
 
 def _table(frame: pd.DataFrame) -> list[str]:
@@ -127,5 +149,5 @@ def _value(value: Any, digits: int) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    safe = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+    safe = (_plain(cell).replace("|", "\\|") for cell in cells)
     return f"| {' | '.join(safe)} |"

@@ -15,9 +15,9 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from tvlens._errors import unknown
+from tvlens._errors import needs, unknown, whole
 from tvlens.encoding import Encoder, FirstTokens, TokenBatch, first_tokens, settle
-from tvlens.tasks import Task, load_task
+from tvlens.tasks import Task, as_task
 from tvlens.templates import DEFAULT_TEMPLATE, Role, Template, get_template
 
 SPLITS = ("dev", "test")
@@ -43,9 +43,9 @@ class Prompts:
         queries: x.
         answers: The accepted answers of each x; the first is canonical.
         answer_ids: Token ids that count as right for each x: the first tokens of its accepted answers.
-        facts: How the prompts were made: task, template, spacing, shots, split, seed, BOS, and how often
-            an answer is one token or shares its first token with a different answer, or stands with an
-            input that it belongs to.
+        facts: How the prompts were made: task, template, spacing, shots, split, seed, BOS, how many items
+            the tokenizer has no tokens for, which are left out, and how often an answer is one token or
+            shares its first token with a different answer, or stands with an input that it belongs to.
     """
 
     regular: TokenBatch
@@ -55,6 +55,15 @@ class Prompts:
     answers: tuple[tuple[str, ...], ...]
     answer_ids: tuple[tuple[int, ...], ...]
     facts: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        views = (self.regular, *self.dummies, self.zero_shot, self.answers, self.answer_ids)
+        if any(len(each) != len(self.queries) for each in views):
+            sizes = ", ".join(str(len(each)) for each in views)
+            raise ValueError(
+                "every view of prompts has one row for each query, and so have the answers; "
+                f"{len(self.queries)} queries and {sizes} rows arrived. tv.build_prompts makes them alike."
+            )
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -128,12 +137,12 @@ def build_prompts(
     References:
         Hendel, Geva, Globerson 2023, arXiv:2310.15916, section 3.
     """
-    task = load_task(task) if isinstance(task, str) else task
-    encoder = Encoder.of(model)
+    task = as_task(task)
+    encoder, seed = Encoder.of(model), whole("seed", seed)
     settled = settle(task, get_template(template), encoder)
-    whole = first_tokens(task, settled, encoder)
-    used = _usable(task, whole, answers)
-    firsts = whole if used is task else first_tokens(used, settled, encoder)
+    every = first_tokens(task, settled, encoder)
+    used = _usable(task, every, answers)
+    firsts = every if used is task else first_tokens(used, settled, encoder)
     pools = _Pools.of(used, split=split, seed=seed, demonstrations=demonstrations)
     drawn = _draw(used, pools, shots=shots, n=n, n_dummy=n_dummy, queries=queries, of=len(task))
     shown = [
@@ -173,12 +182,18 @@ def build_prompts(
             "seed": seed,
             "answers": "one_token" if len(firsts.one_token) == len(used) else "any",
             "n_items": len(used),
-            "one_token_share": len(whole.one_token) / len(task),
+            "n_unknown": len(every.unknown),
+            "one_token_share": len(every.one_token) / len(task),
             "ambiguous_share": firsts.ambiguous_share,
             "ambiguous": firsts.ambiguous,
             "constant": firsts.constant,
         },
     )
+
+
+def check_prompts(prompts: Any) -> None:
+    """Refuse what is no `Prompts`, a text say."""
+    needs("prompts", prompts, Prompts, "Prompts, as tv.build_prompts(task, model) makes them")
 
 
 def usable_items(
@@ -207,24 +222,31 @@ def usable_items(
         >>> len(usable_items("to_upper", tiny_model(), template="qa"))
         26
     """
-    task = load_task(task) if isinstance(task, str) else task
+    task = as_task(task)
     encoder = Encoder.of(model)
     firsts = first_tokens(task, settle(task, get_template(template), encoder), encoder)
     return tuple(_usable(task, firsts, answers).inputs)
 
 
 def _usable(task: Task, firsts: FirstTokens, answers: str) -> Task:
-    """Leave out items that one token cannot judge, as far as is wanted and leaves enough."""
+    """Leave out items that the tokenizer does not know, and those that one token cannot judge, as wanted."""
     if answers not in ANSWERS:
         raise unknown("answers", answers, ANSWERS)
-    telling = [x for x in task.inputs if x not in firsts.blank]
+    mute = {*firsts.blank, *firsts.unknown}
+    telling = [x for x in task.inputs if x not in mute]
     single = [x for x in telling if x in firsts.one_token]
     most = len(single) >= 2 / 3 * len(task)
     keep = single if answers == "one_token" or (answers == "auto" and most) else telling
     if len(keep) < 2:
+        lost = (
+            f"It has no tokens for {len(firsts.unknown)} of the items, e.g. {firsts.unknown[0]!r}."
+            if firsts.unknown
+            else ""
+        )
+        offer = lost or "Try answers='any' or another template."
         raise ValueError(
             f"{len(keep)} of the {len(task)} answers of task {task.name!r} are usable as "
-            f"answers={answers!r} with this tokenizer. Try answers='any' or another template."
+            f"answers={answers!r} with this tokenizer. {offer}"
         )
     return (
         task
@@ -266,6 +288,8 @@ def _draw(
     of: int,
 ) -> list[tuple[tuple[str, ...], str, tuple[str, ...]]]:
     """Draw (demonstrations, query, dummy queries) for each prompt."""
+    for name, number in (("shots", shots), ("n", n), ("n_dummy", n_dummy)):
+        whole(name, number)
     if shots < 0 or n < 1 or n_dummy < 0:
         raise ValueError(
             f"shots >= 0, n >= 1 and n_dummy >= 0 are valid; shots={shots}, n={n}, "
@@ -280,6 +304,10 @@ def _draw(
             f"{max(there - 1 - n_dummy, 0)} shots."
         )
     rng = random.Random(pools.stream)
+    if isinstance(queries, str):
+        raise TypeError(
+            f"queries must be a list of items; the text {queries!r} arrived. Write [{queries!r}]."
+        )
     asked = list(queries or ())
     if queries is not None and not asked:
         raise ValueError("queries needs at least one item; none arrived.")

@@ -101,12 +101,16 @@ def decode(text: str) -> dict[str, Any]:
     """
     try:
         provenance = json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise ValueError(f"attribute {ATTRIBUTE!r} holds no JSON: {str(text)[:60]!r}") from None
     schema = provenance.get("schema") if isinstance(provenance, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool):
         raise ValueError(
             f"attribute {ATTRIBUTE!r} has no integer 'schema', got {schema!r}: not from tvlens"
+        )
+    if schema < 1:
+        raise ValueError(
+            f"attribute {ATTRIBUTE!r} has schema {schema}; there are 1 to {SCHEMA}: not from tvlens"
         )
     if schema > SCHEMA:
         raise ValueError(

@@ -15,6 +15,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from tvlens._errors import needs
 from tvlens._files import replacing
 from tvlens.results import Result
 
@@ -73,6 +74,7 @@ def report(
     """
     from plotly.offline import get_plotlyjs
 
+    needs("results", results, (Result, Iterable), "a Result or several")
     found = [results] if isinstance(results, Result) else list(results)
     if not found:
         raise ValueError("a report needs at least one result, got none")

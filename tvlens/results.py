@@ -9,17 +9,18 @@ citations come with it.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens import provenance
-from tvlens._errors import unknown
+from tvlens._errors import needs, unknown
 from tvlens._files import must_exist, replacing
+from tvlens._netcdf import read_netcdf, write_netcdf
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 # beartype knows no Self inside a class it does not decorate.
 Kind = TypeVar("Kind", bound="Result")
 _KINDS: dict[str, type["Result"]] = {}
-_ESCAPED = "tvlens_escaped"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,10 +85,17 @@ class Result(ABC):
         _KINDS[cls.kind] = cls
 
     def __post_init__(self) -> None:
+        needs(
+            type(self).__name__,
+            self.data,
+            xr.Dataset,
+            "made of an xarray.Dataset, as tvlens.load gives",
+        )
         found = self.provenance.get("kind")
         if found != self.kind:
             raise ValueError(
-                f"{type(self).__name__} holds kind {self.kind!r}, got data of {found!r}"
+                f"{type(self).__name__} holds kind {self.kind!r}, got data of {found!r}; "
+                "tvlens.load(path) takes the class that a file's kind names"
             )
         for name, dims in self.variables.items():
             if name not in self.data.variables:
@@ -209,7 +216,7 @@ class Result(ABC):
         if path.suffix != ".nc":
             raise ValueError(f"results are saved as .nc, got {path.name!r}")
         with replacing(path) as part:
-            _to_file(self.data).to_netcdf(part, engine="h5netcdf")
+            write_netcdf(self.data, part)
         return path
 
     @classmethod
@@ -224,18 +231,11 @@ class Result(ABC):
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is cut off, foreign, newer than this version, or of another kind.
+            ValueError: It is cut off, changed, foreign, newer than this version, or of another kind.
         """
         path = Path(path)
         must_exist(path)
-        try:
-            data = _from_file(xr.load_dataset(path, engine="h5netcdf"))
-        except (
-            Exception
-        ) as error:  # h5py raises OSError, KeyError or RuntimeError as the damage has it
-            raise ValueError(
-                f"{path} is no readable netCDF file; is it cut off? ({error})"
-            ) from error
+        data = read_netcdf(path)
         try:
             found = _class_of(data)
             if not issubclass(found, cls):
@@ -276,6 +276,7 @@ def load(path: str | Path) -> Any:
     Example:
         >>> load("to_upper.nc").finding()  # doctest: +SKIP
     """
+    needs("path", path, (str, PathLike), "the path of a file")
     path = Path(path)
     if path.suffix not in (".nc", ".safetensors"):
         raise unknown("file type", path.suffix or path.name, [".nc", ".safetensors"])
@@ -287,11 +288,31 @@ def load(path: str | Path) -> Any:
     return TaskVector.load(path)
 
 
+def as_result(data: xr.Dataset) -> Any:
+    """Give data the class that the kind in its provenance names.
+
+    Args:
+        data: What a result held.
+
+    Returns:
+        The `Result`.
+
+    Raises:
+        ValueError: It has no provenance, is newer, or of an unknown kind.
+
+    Example:
+        >>> as_result(result.data)  # doctest: +SKIP
+    """
+    return _class_of(data)(data)
+
+
 def _class_of(data: xr.Dataset) -> type[Result]:
     """Find the class for a dataset's kind, importing the experiments until one claims it."""
     if provenance.ATTRIBUTE not in data.attrs:
         raise ValueError(f"it has no attribute {provenance.ATTRIBUTE!r}: not written by tvlens")
     kind = provenance.decode(data.attrs[provenance.ATTRIBUTE]).get("kind")
+    if not isinstance(kind, str):
+        raise unknown("result kind", kind, _KINDS)
     if kind not in _KINDS:
         _import_experiments()
     if kind not in _KINDS:
@@ -300,49 +321,9 @@ def _class_of(data: xr.Dataset) -> type[Result]:
 
 
 def _import_experiments() -> None:
-    from tvlens import experiments
+    from tvlens import experiments, sweeps
     from tvlens.icl import studies
 
     experiments.discover()
     studies.discover()
-
-
-def _to_file(data: xr.Dataset) -> xr.Dataset:
-    """Escape text that HDF5 cannot hold: NUL, which byte-level tokens hold, and surrogates."""
-    data = data.copy()
-    for name, variable in data.variables.items():
-        if variable.dtype.kind not in "OUT":
-            continue
-        texts = variable.values.ravel().tolist()
-        strange = next((text for text in texts if not isinstance(text, str)), None)
-        if strange is not None:
-            raise TypeError(f"{name!r} mixes text with {strange!r}; use '' where there is no text")
-        if any("\0" in text or not _is_utf8(text) for text in texts):
-            safe = [text.encode("unicode_escape").decode("ascii") for text in texts]
-            data[name] = (variable.dims, np.array(safe, object).reshape(variable.shape))
-            data[name].attrs = {**variable.attrs, _ESCAPED: 1}
-    return data
-
-
-def _from_file(data: xr.Dataset) -> xr.Dataset:
-    for name in [name for name, variable in data.variables.items() if _ESCAPED in variable.attrs]:
-        variable = data[name]
-        texts = [
-            text.encode("ascii").decode("unicode_escape")
-            for text in variable.values.ravel().tolist()
-        ]
-        attrs = {key: value for key, value in variable.attrs.items() if key != _ESCAPED}
-        # numpy's fixed-width text drops a trailing NUL; objects keep it, but may hold no surrogate.
-        values = np.array(texts)
-        if values.tolist() != texts:
-            values = np.array(texts, object)
-        data[name] = (variable.dims, values.reshape(variable.shape), attrs)
-    return data
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    _ = sweeps.Sweep

@@ -16,9 +16,9 @@ from tvlens._errors import unknown
 from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, FirstToken, Request, run
 from tvlens.intervals import wilson
-from tvlens.prompts import Prompts
+from tvlens.prompts import Prompts, check_prompts
 from tvlens.sites import check_layer
-from tvlens.vectors import TaskVector
+from tvlens.vectors import TaskVector, check_vector
 
 VIEWS = ("regular", "zero_shot")
 
@@ -108,6 +108,7 @@ def score(
 
 def view_of(prompts: Prompts, view: str) -> TokenBatch:
     """Give the view of prompts by its name."""
+    check_prompts(prompts)
     if view not in VIEWS:
         raise unknown("view", view, VIEWS)
     return prompts.regular if view == "regular" else prompts.zero_shot
@@ -127,7 +128,7 @@ def injection(
         return ()
     if layer is None:
         raise ValueError("a vector needs a layer to go into: score(..., vector=v, layer=14).")
-    vector.check(model)
+    check_vector(vector, model)
     layer = check_layer(layer, model.cfg.n_layers)
     return (Edit(vector.site, layer, vector.at(layer), position=position, mode=mode, scale=scale),)
 

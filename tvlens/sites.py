@@ -174,4 +174,4 @@ def check_layers(layers: int | Sequence[int] | None, n_layers: int) -> tuple[int
     given = [given] if isinstance(given, int) else list(given)
     if not given:
         raise ValueError("layers is empty; leave it out for all layers.")
-    return tuple(dict.fromkeys(check_layer(int(layer), n_layers) for layer in given))
+    return tuple(dict.fromkeys(check_layer(layer, n_layers) for layer in given))

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens._errors import unknown
-from tvlens._tensors import SUFFIX
+from tvlens._errors import needs, unknown, whole
+from tvlens._tensors import SUFFIX, check_meta, read_header
 from tvlens.vectors import TaskVector
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class VectorStore:
     """
 
     def __init__(self, path: str | Path, *, model: Any = None) -> None:
+        needs("path", path, (str, os.PathLike), "the path of a folder")
         self.path = Path(path).expanduser()
         self.model = model
         if self.path.exists() and not self.path.is_dir():
@@ -107,6 +108,7 @@ class VectorStore:
             ValueError: The name is taken or cannot be a file's, or the vector is of another model than
                 the store's.
         """
+        needs("vector", vector, TaskVector, "a TaskVector, as tv.extract(model, prompts) gives")
         if self.model is not None:
             self._check(vector, "the vector to save")
         chosen = _default_name(vector) if name is None else _checked_name(name)
@@ -215,7 +217,8 @@ class VectorStore:
         Example:
             >>> store.nearest(theta, layer=14)  # doctest: +SKIP
         """
-        if k < 1:
+        needs("vector", vector, TaskVector, "a TaskVector, as tv.extract(model, prompts) gives")
+        if whole("k", k) < 1:
             raise ValueError(f"k must be at least 1, got {k}.")
         if self.model is not None:
             self._check(vector, "the vector to look for")
@@ -287,13 +290,9 @@ class VectorStore:
         return fixed | made | {"layers": tuple(head["layers"]), "problem": ""}
 
     def _mean_at(self, name: str, layer: int) -> Float[Tensor, " d_model"]:
-        """One layer of a stored vector, read without the others and averaged over its sets."""
-        from safetensors import safe_open
-
-        path = self._file(name)
-        at = _header(path)["layers"].index(layer)
-        with safe_open(path, framework="pt") as file:
-            return file.get_slice("values")[:, at].float().mean(dim=0)
+        """One layer of a stored vector, averaged over its sets."""
+        # The whole file, whose checksum no slice has.
+        return TaskVector.load(self._file(name)).at(layer).float().mean(dim=0)
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -303,16 +302,12 @@ def _header(path: Path) -> dict[str, Any]:
         FileNotFoundError: It is gone.
         ValueError: It is damaged, or no task vector.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("tvlens", "null"))
-            shape = file.get_slice("values").get_shape() if "values" in file.keys() else []  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"no readable safetensors file ({error}); is it cut short?") from error
-    if not isinstance(meta, dict) or len(shape) != 3 or not {"site", "layers"} <= set(meta):
-        raise ValueError("a safetensors file, but no task vector saved by tvlens")
+    what = "task vector"
+    meta, shapes = read_header(path, what=what)
+    shape = shapes.get("values", [])
+    if len(shape) != 3 or not {"site", "layers"} <= set(meta):
+        raise ValueError(f"a safetensors file, but no {what} saved by tvlens")
+    check_meta(path, meta, what=what)
     return {"made": {}, **meta, "shape": shape}
 
 

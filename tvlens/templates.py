@@ -8,7 +8,7 @@ word that follows.
 from dataclasses import dataclass
 from enum import IntEnum
 
-from tvlens._errors import unknown
+from tvlens._errors import needs, unknown
 
 
 class Role(IntEnum):
@@ -48,6 +48,7 @@ class Template:
     lead: str = "answer"
 
     def __post_init__(self) -> None:
+        needs("a template", self.demo, str, "a text with {x} and {y}")
         at_x, at_y = self.demo.find("{x}"), self.demo.find("{y}")
         if self.demo.count("{x}") != 1 or self.demo.count("{y}") != 1 or at_x > at_y:
             raise ValueError(
@@ -127,6 +128,12 @@ def get_template(template: str | Template) -> Template:
     """
     if isinstance(template, Template):
         return template
+    needs(
+        "template",
+        template,
+        str,
+        f"one of {', '.join(TEMPLATES)}, a text with {{x}} and {{y}}, or a Template",
+    )
     if template in TEMPLATES:
         return TEMPLATES[template]
     if "{" in template:

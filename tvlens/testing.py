@@ -1,6 +1,6 @@
 """A tiny random model that needs no network: for examples, and for tests of code that uses tvlens.
 
-It has the shape of a Llama, two layers, and a tokenizer that knows printable ASCII characters. It has
+It has the shape of a Llama, two layers, and a tokenizer that knows printable ASCII characters and →. It has
 learned nothing, so its accuracies mean nothing; everything else works on it in milliseconds.
 """
 
@@ -12,11 +12,11 @@ from tvlens._typing import Model
 
 @lru_cache(maxsize=1)
 def tiny_tokenizer() -> Any:
-    """Build a tokenizer with one token for each printable ASCII character and the newline."""
+    """Build a tokenizer with one token for each printable ASCII character, the newline and →."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    letters = ["\n", *map(chr, range(32, 127))]
+    letters = ["\n", *map(chr, range(32, 127)), "→"]
     vocab = {"<unk>": 0} | {letter: i + 1 for i, letter in enumerate(letters)}
     core = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")

@@ -8,6 +8,7 @@ something else.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens._errors import needs, unknown, whole
 from tvlens._tensors import load_tensors, save_tensors
-
-SCHEMA = 1
+from tvlens.sites import SITES
 
 
 def random_directions(
@@ -69,6 +70,10 @@ class TaskVector:
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        needs("values", self.values, Tensor, "a tensor (prompt, layer, d_model)")
+        needs("layers", self.layers, tuple, "a tuple with the number of each layer")
+        if self.site not in SITES:
+            raise unknown("site", self.site, SITES)
         if self.values.ndim != 3 or 0 in self.values.shape:
             raise ValueError(
                 "a task vector has values of shape (prompt, layer, d_model), none of them 0; "
@@ -76,8 +81,11 @@ class TaskVector:
             )
         if len(self.layers) != self.values.shape[1]:
             raise ValueError(
-                f"{len(self.layers)} layer names for {self.values.shape[1]} layers of values."
+                f"layers has {len(self.layers)} numbers for {self.values.shape[1]} layers of values; "
+                "give one for each."
             )
+        if len({whole("layer", layer) for layer in self.layers}) < len(self.layers):
+            raise ValueError(f"layers must be different; {self.layers} arrived.")
         bad = ~torch.isfinite(self.values).all(dim=-1)
         if bad.any():
             layers = sorted({self.layers[i] for i in bad.nonzero()[:, 1].tolist()})
@@ -111,7 +119,7 @@ class TaskVector:
         Raises:
             ValueError: That layer is not stored.
         """
-        if -len(self.layers) <= layer < 0:
+        if -len(self.layers) <= whole("layer", layer) < 0:
             return self.values[:, layer]
         if layer not in self.layers:
             raise ValueError(
@@ -132,7 +140,8 @@ class TaskVector:
         Returns:
             Gaussian directions, scaled to the norm of the vector they stand in for.
         """
-        drawn = random_directions(self.values, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(whole("seed", seed))
+        drawn = random_directions(self.values, generator)
         return replace(self, values=drawn, made={**self.made, "control": f"random {seed}"})
 
     def __add__(self, other: "TaskVector") -> "TaskVector":
@@ -142,6 +151,7 @@ class TaskVector:
         return self._with(other, -1.0, "-")
 
     def __mul__(self, factor: float | int) -> "TaskVector":
+        needs("the factor of a task vector", factor, Real, "a number")
         return replace(self, values=factor * self.values)
 
     __rmul__ = __mul__
@@ -150,6 +160,7 @@ class TaskVector:
         return -1.0 * self
 
     def _with(self, other: "TaskVector", sign: float, symbol: str) -> "TaskVector":
+        needs("what is added to a task vector", other, TaskVector, "another one")
         for what in ("model", "processing"):
             mine, theirs = self.made.get(what), other.made.get(what)
             if mine != theirs:
@@ -217,7 +228,6 @@ class TaskVector:
             ValueError: Another suffix.
         """
         meta = {
-            "schema": SCHEMA,
             "site": self.site,
             "layers": list(self.layers),
             "made": dict(self.made),
@@ -236,16 +246,22 @@ class TaskVector:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file is cut short, no task vector, or of a newer schema, or holds NaN.
+            ValueError: The file is cut short or changed, no task vector, of a newer schema, or holds NaN.
         """
-        meta, tensors = load_tensors(path, ["values"], what="task vector", schema=SCHEMA)
+        meta, tensors = load_tensors(path, ["values"], what="task vector")
         values = tensors["values"]
-        if values.ndim != 3 or not values.is_floating_point():
+        if values.ndim != 3:
             raise ValueError(
                 f"{str(Path(path))!r} should hold values of shape (prompt, layer, d_model); "
                 f"{tuple(values.shape)} arrived."
             )
         return cls(values, tuple(meta["layers"]), meta["site"], meta.get("made", {}))
+
+
+def check_vector(vector: Any, model: Any) -> None:
+    """Refuse what is no task vector, or one of another model."""
+    needs("vector", vector, TaskVector, "a TaskVector, as tv.extract(model, prompts) gives")
+    vector.check(model)
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

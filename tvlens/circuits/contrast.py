@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
+from tvlens._errors import needs
 from tvlens.engine import Request, run
 from tvlens.intervals import bootstrap, wilson
 from tvlens.metrics import METRICS, VALUE, Targets, WithTop
@@ -182,6 +183,7 @@ def behaviour(
     from tvlens.provenance import ATTRIBUTE, collect, encode
 
     started = time.perf_counter()
+    needs("contrast", contrast, Contrast, "a Contrast, as tv.ioi_prompts(model) gives")
     batches = [as_batch(model, contrast[name], name=name) for name in RUNS]
     check_pairs(model, *batches)
     right = answer_ids(model, batches[0], contrast.answers)

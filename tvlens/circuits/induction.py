@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tvlens._errors import unknown
+from tvlens._errors import needs, unknown
 from tvlens.circuits.heads import HeadScores, repeated_tokens
 from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, Read, Request, run
@@ -197,6 +197,7 @@ def induction_test(
     from tvlens.provenance import ATTRIBUTE, collect, encode
 
     started = time.perf_counter()
+    needs("scores", scores, HeadScores, "what tv.head_scores(model) gives")
     for what, asked, known in (
         ("ablation", ablation, ABLATIONS), ("control", control, CONTROLS),
     ):  # fmt: skip

@@ -14,7 +14,7 @@ from tvlens.engine import Edit
 from tvlens.extraction import extract
 from tvlens.prompts import Prompts, build_prompts, usable_items
 from tvlens.scoring import correct_cells
-from tvlens.tasks import Task, load_task
+from tvlens.tasks import Task, as_task
 from tvlens.templates import Template
 from tvlens.vectors import random_directions
 
@@ -38,7 +38,7 @@ def resolved(tasks: Sequence[Task | str]) -> dict[str, Task]:
             raise TypeError(f"a task is a Task or its name; {task!r} arrived.")
     if not tasks:
         raise ValueError("at least one task is needed; an empty list arrived.")
-    loaded = [load_task(task) if isinstance(task, str) else task for task in tasks]
+    loaded = [as_task(task) for task in tasks]
     names = [task.name for task in loaded]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

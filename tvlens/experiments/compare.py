@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tvlens._errors import unknown
-from tvlens.encoding import TokenBatch
+from tvlens.encoding import Encoder, TokenBatch
 from tvlens.engine import Edit, FirstToken, LastLogits, Request, run
 from tvlens.engine.probe import SAME, apart, probe
 from tvlens.engine.readout import Readout
@@ -287,11 +287,18 @@ class _Judge:
         return np.where(usable, found, np.nan).astype("float32")
 
     def _unrelated(self) -> Float[np.ndarray, " method"]:
-        """Mean divergence, in nats, from the untouched prediction at the end of unrelated text."""
+        """Mean divergence, in nats, from the untouched prediction at the end of unrelated text.
+
+        NaN for a model whose tokenizer does not know the words of any.
+        """
         from tvlens.lens.training import corpus
 
         words = corpus().split()
         texts = [" ".join(words[i * _WORDS : (i + 1) * _WORDS]) for i in range(_PASSAGES)]
+        foreign = Encoder.of(self.job.model).foreign(texts)
+        texts = [text for text in texts if text not in foreign]
+        if not texts:
+            return np.full(len(self.fitted), np.nan, "float32")
         batch = as_batch(self.job.model, texts)
         reference = _logits(self.job.model, batch)
         readout = KL().readout(Targets(len(texts), reference=reference))

@@ -25,7 +25,7 @@ from tvlens.function_vectors.vectors import random_heads
 from tvlens.models import facts, load_model
 from tvlens.prompts import Prompts, build_prompts
 from tvlens.provenance import ATTRIBUTE, collect, encode
-from tvlens.tasks import Task, load_task
+from tvlens.tasks import Task, as_task
 from tvlens.templates import DEFAULT_TEMPLATE, Template
 from tvlens.vectors import TaskVector
 
@@ -92,7 +92,7 @@ def function_vectors(
 
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
-    task = load_task(task) if isinstance(task, str) else task
+    task = as_task(task)
     how: dict[str, Any] = {"template": template, "answers": answers, "seed": seed}
     with tqdm(total=3, desc=task.name, disable=not progress, leave=False) as bar:
         bar.set_postfix_str("effects of heads")

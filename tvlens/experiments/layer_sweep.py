@@ -28,7 +28,7 @@ from tvlens.models.runner import runner
 from tvlens.prompts import SPLITS, Prompts, build_prompts
 from tvlens.provenance import ATTRIBUTE, collect, encode
 from tvlens.results import Result
-from tvlens.tasks import Task, load_task
+from tvlens.tasks import Task, as_task
 from tvlens.templates import Template
 from tvlens.vectors import TaskVector
 
@@ -231,7 +231,7 @@ def layer_sweep(
 
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
-    task = load_task(task) if isinstance(task, str) else task
+    task = as_task(task)
     prompts = {
         split: build_prompts(
             task,

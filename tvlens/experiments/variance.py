@@ -27,7 +27,7 @@ from tvlens.prompts import build_prompts
 from tvlens.provenance import ATTRIBUTE, collect, encode
 from tvlens.results import Result
 from tvlens.sites import check_layer
-from tvlens.tasks import Task, load_task
+from tvlens.tasks import Task, as_task
 from tvlens.templates import Template
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def variance(
     started = time.perf_counter()
     wanted = _checked(shots, n, n_dummy)
     model = load_model(model) if isinstance(model, str) else model
-    task, known = load_task(task) if isinstance(task, str) else task, facts(model)
+    task, known = as_task(task), facts(model)
     settings = {"template": template, "answers": answers, "seed": seed}
     fixed = check_layer(layer, known.n_layers) if layer is not None else None
     each: list[Float[Tensor, "prompt dummy layer d_model"]] = []

@@ -25,7 +25,7 @@ from tvlens.metrics import VALUE, Probability, Targets
 from tvlens.models.runner import Runner, runner
 from tvlens.patching.sweep import parts
 from tvlens.prompts import Prompts, build_prompts
-from tvlens.tasks import Task, load_task
+from tvlens.tasks import Task, as_task
 from tvlens.templates import DEFAULT_TEMPLATE, Template
 
 
@@ -250,7 +250,7 @@ def head_effects(
         Todd et al. 2024, arXiv:2310.15213, section 2.2.
     """
     started = time.perf_counter()
-    task = load_task(task) if isinstance(task, str) else task
+    task = as_task(task)
     chosen = tuple(methods)
     for name in chosen:
         if name not in METHODS:

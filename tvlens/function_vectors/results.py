@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from tvlens._errors import unknown
+from tvlens._errors import needs, unknown
 from tvlens.intervals import bootstrap
 from tvlens.patching.agreement import Agreement
 from tvlens.patching.statistics import bootstrap_ratio
@@ -270,6 +270,8 @@ def universal_heads(
     """
     if not effects:
         raise ValueError("universal heads need the effects of at least one task; none arrived.")
+    for e in effects:
+        needs("an effect", e, HeadEffects, "what tv.head_effects(model, task) gives")
     places = {(e.provenance["model"], e.outputs.shape) for e in effects}
     if len(places) > 1:
         models = ", ".join(sorted({str(name) for name, _ in places}))

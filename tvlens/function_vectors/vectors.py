@@ -15,6 +15,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens._errors import needs
 from tvlens.circuits.graph import head_writes
 from tvlens.models import facts
 from tvlens.models.runner import runner
@@ -89,6 +90,8 @@ def function_vector(
         Todd et al. 2024, arXiv:2310.15213, section 2.3.
     """
     drive = runner(model)
+    for pair in heads:
+        needs("a head", pair, (tuple, list), "a pair (layer, head)")
     chosen = [(int(layer), int(head)) for layer, head in heads]
     _check_heads(chosen, drive.n_layers, drive.site_shape("z"), tuple(outputs.shape))
     written = {layer: head_parts(model, outputs, layer) for layer in {i for i, _ in sorted(chosen)}}

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvlens._files import replacing
+from tvlens._errors import whole
+from tvlens._tensors import read_header, read_tensors, write_tensors
 
+_WHAT = "state of a training"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -48,8 +50,6 @@ class State:
 
 def save_state(path: str | Path, state: State, mark: dict[str, Any]) -> None:
     """Write a state, whole or not at all."""
-    from safetensors.torch import save_file
-
     parts = {
         "weights": state.weights,
         "moments": state.moments,
@@ -58,31 +58,22 @@ def save_state(path: str | Path, state: State, mark: dict[str, Any]) -> None:
         "losses": {} if state.losses is None else {"sum": state.losses},
     }
     flat = {
-        f"{part}/{name}": tensor.detach().cpu().contiguous()
+        f"{part}/{name}": tensor
         for part, tensors in parts.items()
         for name, tensor in tensors.items()
     }
     note = {"mark": mark, "step": state.step, "seconds": state.seconds, "count": state.count}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        save_file(flat, part, metadata={"tvlens": json.dumps(note)})
+    write_tensors(path, flat, note)
 
 
 def load_state(path: str | Path, mark: dict[str, Any], device: torch.device) -> State:
     """Read a state back.
 
     Raises:
-        ValueError: The file is none of ours, or of another training; the message says what differs.
+        ValueError: The file is none of ours, damaged, or of another training; the message says what differs.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {}).get("tvlens", "null"))
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no state of a training: {error}.") from None
-    if not note or "mark" not in note:
+    note, _ = read_header(path, what=_WHAT)
+    if not isinstance(note.get("mark"), dict):
         raise ValueError(f"{path} was not written by a training of tvlens.")
     mark = json.loads(json.dumps(mark))
     other = [name for name in mark if note["mark"].get(name) != mark[name]]
@@ -92,7 +83,16 @@ def load_state(path: str | Path, mark: dict[str, Any], device: torch.device) -> 
             f"{path} holds another training: {', '.join(other)} differ; its {name} is "
             f"{note['mark'].get(name)!r}, asked for is {mark[name]!r}. Remove it, or name another."
         )
-    state = State({}, step=note["step"], seconds=note["seconds"], count=note.get("count", 0))
+    flat = read_tensors(path, note, what=_WHAT)
+    try:
+        return _state(note, flat, device)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} was not written by a training of tvlens ({error!r}).") from error
+
+
+def _state(note: dict[str, Any], flat: dict[str, Tensor], device: torch.device) -> State:
+    step, count = whole("step", note["step"]), whole("count", note.get("count", 0))
+    state = State({}, step=step, seconds=float(note["seconds"]), count=count)
     for key, tensor in flat.items():
         part, name = key.split("/", 1)
         if part == "weights":

@@ -22,6 +22,7 @@ from torch import Tensor
 from tvlens._errors import unknown, whole
 from tvlens.icl._checks import check_others
 from tvlens.icl.draws import generator, keys, normals, number, uniforms
+from tvlens.models._places import resolve_device
 
 GROUPS = ("high", "low", "novel")
 _TRAIN, _ORDER = number("train"), number("order")
@@ -156,7 +157,7 @@ class Data:
                 "members of one ensemble share n_high, n_low, length and d_model; "
                 f"{len(settings)} settings of {len(shapes)} shapes arrived."
             )
-        self.settings, self.device = tuple(settings), torch.device(device)
+        self.settings, self.device = tuple(settings), torch.device(resolve_device(device))
         self.n_high, self.n_low, self.length, self.d_model = shapes.pop()
         self.n_classes = self.n_high + self.n_low
         self.seed = self._each(lambda s: s.seed, dtype=torch.int64)

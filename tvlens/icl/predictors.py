@@ -11,7 +11,7 @@ import numpy as np
 from einops import einsum
 from jaxtyping import Float, Int, Num
 
-from tvlens._errors import unknown, whole
+from tvlens._errors import needs, unknown, whole
 from tvlens.icl._checks import check_classes, check_smoothing, share
 
 Number = int | float | np.number | Num[np.ndarray, "..."]
@@ -40,6 +40,7 @@ def kt(counts: Num[np.ndarray, "*batch classes"]) -> Float[np.ndarray, "*batch c
         Krichevsky and Trofimov 1981, The performance of universal encoding [krichevsky1981performance];
         Chan et al. 2025, arXiv:2410.23042.
     """
+    needs("counts", counts, np.ndarray, "an array (..., classes)")
     check_classes(counts.shape[-1])
     if (counts < 0).any():
         raise ValueError(f"counts must not be negative; {counts.min()} arrived.")

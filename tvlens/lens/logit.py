@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tvlens._errors import needs
 from tvlens.encoding import TokenBatch
 from tvlens.engine import Plan
 from tvlens.lens.measures import Measured, joined, log_probabilities, measured, pieces
@@ -131,6 +132,7 @@ def _lenses(
                 "compare=True needs a tuned lens to compare with: lens=TunedLens(...)."
             )
         return {"logit": None}
+    needs("lens", lens, TunedLens, "a TunedLens, as TunedLens.train(model) gives")
     lens.check(model)
     if lens.site != site:
         raise ValueError(

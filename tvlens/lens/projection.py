@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens._errors import needs
 from tvlens.lens.measures import pieces
 from tvlens.models.runner import Runner, runner
 from tvlens.patching.pairs import spelled
@@ -137,7 +138,7 @@ def project(
     normed = not transposed and norm is not False
     rows, names, what = _rows(model, drive, vectors)
     if labels is not None and len(labels) != len(rows):
-        raise ValueError(f"{len(labels)} labels for {len(rows)} rows.")
+        raise ValueError(f"labels needs one for each of {len(rows)} rows; {len(labels)} arrived.")
     table = _table(model, drive, rows, k=k, transposed=transposed, normed=normed, memory=memory)
     data = xr.Dataset(
         table, coords={"label": ("row", np.array(list(labels or names), dtype=object))}
@@ -162,6 +163,7 @@ def _rows(
             for layer in vectors.layers
         ]
         return rows.to(drive.device), names, f"the task vector of {vectors.made.get('task', '?')}"
+    needs("vectors", vectors, Tensor, "a tensor (row, d_model) or a TaskVector")
     width = drive.site_shape("resid_post")[0]
     if vectors.ndim == 0 or vectors.shape[-1] != width or not vectors.numel():
         raise ValueError(

@@ -14,13 +14,14 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from tvlens._errors import needs
 from tvlens._tensors import load_tensors, save_tensors
 from tvlens.engine.probe import SAME, apart, probe
 from tvlens.lens.reading import STREAM, wide_site
 from tvlens.models.runner import runner
 from tvlens.sites import check_layers
 
-SCHEMA, KIND = 1, "tuned_lens"
+KIND = "tuned_lens"
 # Half precision moves logits by about a hundredth of their spread, another model by all of it.
 
 
@@ -53,7 +54,9 @@ class TunedLens:
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        n, width = self.bias.shape
+        for name, tensor in (("weight", self.weight), ("bias", self.bias)):
+            needs(name, tensor, Tensor, "a tensor")
+        n, width = self.bias.shape if self.bias.ndim == 2 else (-1, -1)
         if self.weight.shape != (n, width, width) or len(self.layers) != n:
             raise ValueError(
                 "a tuned lens has a square matrix and a bias for each layer; "
@@ -270,7 +273,6 @@ class TunedLens:
             ValueError: Another suffix.
         """
         meta = {
-            "schema": SCHEMA,
             "kind": KIND,
             "site": self.site,
             "layers": list(self.layers),
@@ -292,11 +294,9 @@ class TunedLens:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file is cut short, no tuned lens, of a newer schema, or of another model.
+            ValueError: The file is cut short or changed, no tuned lens, of a newer schema or another model.
         """
-        meta, tensors = load_tensors(
-            path, ["weight", "bias"], what="tuned lens", schema=SCHEMA, kind=KIND
-        )
+        meta, tensors = load_tensors(path, ["weight", "bias"], what="tuned lens", kind=KIND)
         found = cls(
             **tensors, layers=tuple(meta["layers"]), site=meta["site"], made=meta.get("made", {})
         )

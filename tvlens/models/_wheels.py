@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from tvlens._errors import needs
 from tvlens.models import _files
 from tvlens.models._files import ModelUnavailableError
 from tvlens.models._known import KnownModel
@@ -50,6 +51,7 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """
     from platformdirs import user_cache_dir
 
+    needs("cache_dir", cache_dir, (str, os.PathLike, type(None)), "the path of a folder")
     chosen = (
         cache_dir or os.environ.get("TVLENS_CACHE") or user_cache_dir("tvlens", appauthor=False)
     )
@@ -65,9 +67,10 @@ def is_cached(known: KnownModel, root: Path) -> bool:
     """Say whether a model is unpacked already."""
     note = folder_of(known, root) / _NOTE
     try:
-        return json.loads(note.read_text(encoding="utf-8")).get("schema") == _SCHEMA
-    except (OSError, ValueError):
+        said = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return False
+    return isinstance(said, dict) and said.get("schema") == _SCHEMA
 
 
 def unpacked(known: KnownModel, root: Path, *, accept_licence: bool = False) -> Path:

@@ -68,7 +68,10 @@ def _from_ids(model: Any, ids: Tensor, name: str) -> TokenBatch:
         )
     size, longest = model.cfg.d_vocab, getattr(model.cfg, "n_ctx", None)
     if int(ids.min()) < 0 or int(ids.max()) >= size:
-        raise ValueError(f"{name} holds ids outside the model's {size} tokens: 0 to {size - 1}.")
+        raise ValueError(
+            f"{name} holds ids outside the model's {size} tokens: {int(ids.min())} to {int(ids.max())} "
+            f"arrived, 0 to {size - 1} are there."
+        )
     if longest is not None and ids.shape[1] > longest:
         raise ValueError(f"{name} has {ids.shape[1]} tokens, but the model's context is {longest}.")
     ids = ids.long().cpu()
@@ -272,6 +275,11 @@ def _first_token(model: Any, prompt: str, answer: str | int, name: str) -> int:
             raise ValueError(f"{name}: {answer} is no token id of this model: 0 to {size - 1}.")
         return answer
     encoder = Encoder.of(model)
+    if encoder.foreign([answer]):
+        raise ValueError(
+            f"{name}: the tokenizer has no token for all of {answer!r}. Choose a word that the model knows, "
+            "or give a token id."
+        )
     # "is" and "Paris" would be glued to one word: a space is meant.
     if prompt[-1:].isalnum() and answer[:1].isalnum():
         spaced = encoder.continuation(prompt, " " + answer)

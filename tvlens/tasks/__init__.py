@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvlens._errors import unknown
+from tvlens._errors import needs, unknown
 from tvlens.tasks.base import Task
 from tvlens.tasks.bijections import both_ways, directions
 from tvlens.tasks.files import read_task_file
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PAPER_TASKS",
     "Task",
+    "as_task",
     "both_ways",
     "directions",
     "list_tasks",
@@ -85,6 +86,27 @@ def load_task(name: str) -> Task:
         choices = (*task_names(), "location_continent_balanced", "location_religion_balanced")
         raise unknown("task", name, choices, hint="A file loads with Task.from_file(path).")
     return task
+
+
+def as_task(task: Task | str) -> Task:
+    """Take a task as it is given, or load it by its name.
+
+    Args:
+        task: The task, or its name.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: There is no such task.
+        TypeError: It is neither.
+
+    Example:
+        >>> as_task("to_upper").name
+        'to_upper'
+    """
+    needs("task", task, (str, Task), "a Task or the name of one")
+    return load_task(task) if isinstance(task, str) else task
 
 
 def task_names() -> tuple[str, ...]:

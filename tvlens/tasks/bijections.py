@@ -10,6 +10,7 @@ References:
 
 from dataclasses import replace
 
+from tvlens._errors import needs
 from tvlens.tasks.base import Task
 
 
@@ -32,6 +33,8 @@ def directions(task: Task, inverse: Task | None = None) -> tuple[Task, Task]:
         >>> there.pairs[0], back.pairs[0]
         (('a', 'A'), ('A', 'a'))
     """
+    for name, given in (("task", task), ("inverse", inverse or task)):
+        needs(name, given, Task, "a Task, as tv.load_task(name) gives")
     inverse = inverse or task.inverse(f"{task.name}_inverse")
     there = {x: ys for x, ys in task.answers.items() if x not in inverse.answers}
     back = {x: ys for x, ys in inverse.answers.items() if x not in task.answers}

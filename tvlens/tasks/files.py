@@ -99,6 +99,9 @@ def _read_json(path: Path, text: str) -> tuple[Items, dict[str, Any]]:
         ) from None
     except _DuplicateKeyError as error:
         raise ValueError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        # Whole numbers of thousands of digits, lists in thousands of lists.
+        raise ValueError(f"{path}: no task in JSON: {error}.") from None
     if not isinstance(raw, dict):
         raise ValueError(
             f'{path}: a task is a JSON object, {{"input": "output", ...}}; this is a '
