@@ -543,6 +543,13 @@ def test_blurred_tokens_are_marked() -> None:
     assert marked == result.data["subject"].values[0].tolist() and any(marked) and not all(marked)
 
 
+def test_single_precision_has_the_same_p() -> None:
+    effects = np.random.default_rng(0).uniform(0.1, 3, (8, 200)).astype(np.float32)
+    # All effects are of one sign, so no pattern but the one seen and its mirror reaches its sum.
+    assert np.array_equal(sign_flip(effects), np.full(200, 2.0**-7))
+
+
+
 @pytest.mark.parametrize("n", [14, 40])
 def test_a_clear_effect_outlives_the_correction_for_many_cells(n: int) -> None:
     effects = 1 + 0.1 * np.random.default_rng(0).standard_normal((n, 900))

@@ -95,7 +95,8 @@ def sign_flip(effects: Float[np.ndarray, "prompt cell"], *, seed: int = 0) -> np
     References:
         fisher1935design
     """
-    effects = np.nan_to_num(effects, nan=0.0)
+    # In double precision: sums of single ones differ from the products below by more than ties may.
+    effects = np.nan_to_num(np.asarray(effects, dtype=float), nan=0.0)
     n, changed = len(effects), effects.any(axis=0)
     some, p = effects[:, changed], np.ones(effects.shape[1])
     exact = n <= _ALL_SIGNS
