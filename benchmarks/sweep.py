@@ -4,7 +4,7 @@ Ours is `tv.sweep` into an empty folder; the peer calls the experiment for the s
 the results in a list. Both load the model once before, and run with one thread and the same plans, so that
 the numbers are equal to the bit.
 
-    python -m benchmarks.sweep --json [--model smollm2-135m] [--cells 6] [--prompts 40] [--repeats 5]
+    python -m benchmarks.sweep --json [--model smollm2-135m] [--cells 6] [--prompts 4] [--repeats 5]
                                [--tiny 10000] [--soak 1000]
 
 `overhead` is how much longer a cell of ours takes, as a share of the bare one; `write_ms` what is spent on

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ def numbers(task: Any, *, seed: int, size: int = 50) -> xr.Dataset:
         },
         {"row": np.arange(size)},
     )
+
+
+def slowly(task: Any, *, seed: int) -> xr.Dataset:
+    """A cell that leaves time to lose the node it runs on."""
+    time.sleep(0.7)
+    return numbers(task, seed=seed, size=4)
 
 
 def scalar(*, seed: int) -> float:

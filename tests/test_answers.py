@@ -142,6 +142,8 @@ def test_prompts_alone_in_parts_and_together_give_the_same() -> None:
         one = replace(
             made,
             regular=made.regular.rows(slice(i, i + 1)),
+            dummies=tuple(dummy.rows(slice(i, i + 1)) for dummy in made.dummies),
+            zero_shot=made.zero_shot.rows(slice(i, i + 1)),
             queries=(query,),
             answers=made.answers[i : i + 1],
             answer_ids=made.answer_ids[i : i + 1],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import layer_sweep, memory, patching, suite, table
+from benchmarks import cells, layer_sweep, memory, patching, suite, sweep, table
 from tests.tiny import needs_hooked
 
 KEYS = {"name", "ratio", "ours_s", "peer_s", "repeats", "max_abs_diff", "device"}
@@ -24,6 +24,29 @@ def test_patching(sweep: str, backend: str) -> None:
 def test_suite() -> None:
     record = suite.record("tiny", n_tasks=2, n=3, repeats=1)
     assert record["same"] == 1.0 and record["max_abs_diff"] < 1e-4 and set(record) >= KEYS
+
+
+@pytest.mark.slow
+def test_sweep() -> None:
+    record = sweep.overhead("toy", cells=2, prompts=4, repeats=1)
+    assert record["max_abs_diff"] == 0 and set(record) >= KEYS | {
+        "overhead",
+        "write_ms",
+        "summary_ms",
+    }
+    found = sweep.listing(200)
+    assert found["cells"] == 200 and found["join_s"] < 5
+
+
+@pytest.mark.slow
+def test_memory_of_a_sweep_is_flat() -> None:
+    assert sweep.soak(200)["growth"] < 0.05
+
+
+def test_cells_of_a_shape() -> None:
+    one, two = (cells.cells("tiny", "float32", prompts=3) for _ in range(2))
+    assert one["cells"] == 12 and one["bytes"] > 0
+    assert one["bits"] == two["bits"]
 
 
 @pytest.mark.slow

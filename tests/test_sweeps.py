@@ -17,7 +17,7 @@ import tvlens as tv
 from tests import sweep_cells as cells
 from tvlens import sweeps
 from tvlens.sweeps._arrays import from_bytes, to_bytes
-from tvlens.sweeps._folder import Folder
+from tvlens.sweeps._folder import Folder, _json
 from tvlens.sweeps._grid import Grid, keys_of
 from tvlens.sweeps._identity import plain
 from tvlens.testing import tiny_model
@@ -59,13 +59,16 @@ def test_a_layer_sweep_over_a_grid_is_the_layer_sweeps_themselves(tmp_path: Path
     assert "answers" in results[0].finding()
 
 
+calls: list[tuple[str, int]] = []
+
+
+def count(task: Any, *, seed: int) -> float:
+    calls.append((task.name, seed))
+    return float(seed)
+
+
 def test_a_rerun_computes_only_what_is_missing(tmp_path: Path) -> None:
-    calls: list[tuple[str, int]] = []
-
-    def count(task: Any, *, seed: int) -> float:
-        calls.append((task.name, seed))
-        return float(seed)
-
+    calls.clear()
     run(count, tasks=["to_upper"], seeds=[0, 1], out=tmp_path)
     assert calls == [("to_upper", 0), ("to_upper", 1)]
     found = run(count, tasks=["to_upper", "gerund"], seeds=[0, 1, 2], out=tmp_path)
@@ -107,6 +110,59 @@ def test_a_key_says_all_that_decides_the_numbers(other: dict[str, Any], differs:
     assert (keys("layer_sweep", **{**ONE, **other}) != keys("layer_sweep", **ONE)) == differs
 
 
+def _scaled(by: float) -> Callable[..., float]:
+    def value(*, seed: int) -> float:
+        return by * seed
+
+    return value
+
+
+class _Loader:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def load(self) -> Any:
+        return tv.load_model(self.name)
+
+    def __call__(self) -> Any:
+        return self.load()
+
+
+def test_keys_know_what_a_function_does_and_holds() -> None:
+    scope: dict[str, Any] = {"__name__": "prompt"}
+    made = []
+    for body in ("seed", "seed + 1", "seed"):
+        exec(f"def value(*, seed): return {body}", scope)
+        made.append(keys(scope["value"]))
+    assert made[0] != made[1] and made[0] == made[2]
+    assert keys(_scaled(1.0)) != keys(_scaled(2.0)) and keys(_scaled(1.0)) == keys(_scaled(1.0))
+    asked = {"tasks": ["gerund"]}
+    for loader, message in (
+        (_Loader("toy").load, "the object of a method must be something that can be written"),
+        (_Loader("toy"), "a callable object must be something that can be written down"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            keys(cells.layers, models=loader, **asked)
+    loads = [lambda: tv.load_model("toy"), lambda: tv.load_model("smollm2-135m")]
+    one, other = (keys(cells.layers, models=load, **asked) for load in loads)
+    assert one != other
+
+
+def test_keys_know_numbers_to_the_last_bit() -> None:
+    import torch
+
+    pairs = [
+        (np.array([1.0, 1 + 1e-12]), np.array([1.0, 1.0])),
+        (torch.tensor([2**24 + 1, 0]), torch.tensor([2**24, 0])),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.float16)),
+        (np.array(["a"] * 2000, object), np.array(["a"] * 1000 + ["b"] + ["a"] * 999, object)),
+        (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)),
+    ]
+    for one, other in pairs:
+        assert plain(one, what="x") != plain(other, what="x")
+        assert plain(one, what="x") == plain(one, what="x")
+
+
 def test_keys_know_source_weights_and_versions(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -116,7 +172,14 @@ def test_keys_know_source_weights_and_versions(
     (folder / "model.safetensors").write_bytes(b"one")
     before = keys(cells.layers, tasks=["gerund"], models=[folder])
     (folder / "model.safetensors").write_bytes(b"another")
-    assert keys(cells.layers, tasks=["gerund"], models=[folder]) != before
+    after = keys(cells.layers, tasks=["gerund"], models=[folder])
+    assert after != before
+    (folder / "trainer_state.json").write_text("{}")
+    assert keys(cells.layers, tasks=["gerund"], models=[folder]) == after
+    asked = {"tasks": ["gerund"], "models": partial(tv.load_model, str(folder))}
+    loaded = keys(cells.layers, **asked)
+    (folder / "model.safetensors").write_bytes(b"a third one")
+    assert keys(cells.layers, **asked) != loaded
     partials = [
         partial(cells.deep),
         partial(cells.shallow),
@@ -137,6 +200,105 @@ def test_weights_in_hand_are_part_of_the_key() -> None:
     assert keys(cells.layers, tasks=["gerund"], models=cells.deep()) == before
     next(iter(model.parameters())).data[0, 0] += 1e-6
     assert keys(cells.layers, tasks=["gerund"], models=model) != before
+
+
+def test_a_model_in_hand_is_more_than_its_weights() -> None:
+    model = cells.deep()
+    before = keys(cells.layers, tasks=["gerund"], models=model)
+    model.train()
+    assert keys(cells.layers, tasks=["gerund"], models=model) != before
+    model.eval()
+    model.cfg.eps *= 10
+    assert keys(cells.layers, tasks=["gerund"], models=model) != before
+    model.add_hook("blocks.0.hook_resid_post", lambda value, hook: 2 * value)
+    with pytest.raises(ValueError, match="has hooks, and a sweep cannot know what they do"):
+        keys(cells.layers, tasks=["gerund"], models=model)
+
+
+def test_a_folder_called_like_a_model_is_not_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys("layer_sweep", **ONE)
+    (tmp_path / "toy").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert keys("layer_sweep", **ONE) == before
+
+
+def test_weights_that_change_under_a_sweep_are_noticed(tmp_path: Path) -> None:
+    from tvlens.sweeps._grid import Source
+
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"one")
+    grid = Grid.of(
+        sweeps.Call.of(cells.layers), tasks=["gerund"], models=[file], seeds=0, over={}, settings={},
+        threads=1,
+    )  # fmt: skip
+    source = grid.axes["model"][0].value
+    assert isinstance(source, Source)
+    file.write_bytes(b"another")
+    with pytest.raises(RuntimeError, match="are others than when the sweep was planned"):
+        source.load()
+
+
+def test_the_commit_of_the_key_is_the_one_that_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvlens import models
+    from tvlens.sweeps import _identity
+
+    monkeypatch.setattr(_identity, "commit", lambda name, revision=None: "c0ffee")
+    asked = {}
+    monkeypatch.setattr(models, "load_model", lambda name, **given: asked.update(given))
+    grid = Grid.of(
+        sweeps.Call.of(cells.layers), tasks=["gerund"], models="owner/name", seeds=0, over={}, settings={},
+        threads=1,
+    )  # fmt: skip
+    grid.axes["model"][0].value.load()
+    assert asked == {"revision": "c0ffee"}
+
+
+def test_tasks_by_name_are_the_tasks_themselves(tmp_path: Path) -> None:
+    mine = tv.Task("to_upper", "custom", {"a": ("A",), "b": ("B",)})
+    found = run(cells.named, tasks={"mine": mine, "gerund": "gerund"}, out=tmp_path)
+    assert found.data["task"].values.tolist() == ["mine", "gerund"]
+    assert found.data["word"].values.ravel().tolist() == ["to", "ge"]
+
+
+def _optional(model: Any = None, task: Any = None, *, seed: int) -> int:
+    return seed + (model is not None) + (task is not None)
+
+
+def test_what_is_optional_may_be_left_out(tmp_path: Path) -> None:
+    found = run(_optional, seeds=[0, 2], out=tmp_path)
+    assert found.axes == ("seed",) and found.data["value"].values.tolist() == [0, 2]
+    assert found.data["value"].dtype == np.int64
+
+
+def test_names_of_columns_are_kept_apart(tmp_path: Path) -> None:
+    def mine(*, seed: int) -> dict[str, Any]:
+        return {"seconds": 3.0, "title": "t", "seed": 9}
+
+    found = run(mine, seeds=[4], out=tmp_path)
+    assert found.data["cell_seconds"].item() == 3 and found.data["cell_seed"].item() == 9
+    assert found.data["title"].item() == "t"
+
+
+def test_labels_that_are_no_plain_numbers(tmp_path: Path) -> None:
+    def shown(*, seed: int, t: float) -> float:
+        return 0.0
+
+    found = run(shown, over={"t": [np.int64(1), math.inf]}, out=tmp_path)
+    assert found.data["t"].values.tolist() == ["1", "inf"]
+    with pytest.raises(ValueError, match="each t once; given more than once: 1"):
+        run(shown, over={"t": [1, "1"]}, out=tmp_path)
+
+
+def test_attributes_come_back(tmp_path: Path) -> None:
+    def measured(*, seed: int) -> xr.Dataset:
+        one = xr.Dataset({"x": ("row", [1.0], {"units": "nats"})}, attrs={"n": np.int64(3)})
+        return one.assign_attrs(tvlens="not a result's")
+
+    run(measured, out=tmp_path)
+    (cell,) = sweeps.cells(tmp_path)
+    assert cell.attrs["n"] == 3 and cell["x"].attrs == {"units": "nats"}
 
 
 def test_what_cannot_be_written_down_is_refused() -> None:
@@ -301,6 +463,10 @@ def test_experiments_over_several_tasks_and_studies(tmp_path: Path) -> None:
         ({"resume": True}, "there is no sweep in"),
         ({"experiment": "theory"}, "theory takes no model"),
         ({"experiment": cells.scalar, "tasks": None}, "scalar takes no model"),
+        ({"over": {"key": [1]}}, "over= takes settings, and 'key' is none"),
+        ({"seeds": 2**70}, "a seed must lie between"),
+        ({"models": "owner/no-such"}, "the commit of 'owner/no-such' cannot be known here"),
+        ({"models": ""}, "unknown model ''"),
     ],
 )
 def test_mistakes_are_said_before_anything_runs(
@@ -359,21 +525,34 @@ def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return damage
 
 
+def _forge(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Change a document and give it the hash that belongs to the change."""
+
+    def damage(path: Path) -> None:
+        document = json.loads(path.read_text())
+        change(document)
+        path.write_bytes(_json(document))
+
+    return damage
+
+
 def _arrays(path: Path) -> Path:
     return path.with_name(json.loads(path.read_text())["file"]["name"])
 
 
 DAMAGES = {
+    "number": (_edit(lambda d: d.update(seconds=9.0)), "is not what a sweep wrote there"),
+    "no number": (_forge(lambda d: d.pop("numbers")), "it has no 'numbers'"),
     "cut": (lambda p: p.write_bytes(p.read_bytes()[:20]), "holds no JSON, it may be cut off"),
     "empty": (lambda p: p.write_bytes(b""), "holds no JSON"),
     "deep": (lambda p: p.write_text("[" * 100000), "holds no JSON"),
     "list": (lambda p: p.write_text("[1]"), "has no schema"),
     "newer": (_edit(lambda d: d.update(schema=9)), "newer tvlens: schema 9"),
-    "kind": (_edit(lambda d: d.update(kind="else")), "is no sweep cell, but 'else'"),
-    "other": (_edit(lambda d: d.update(key="ab")), "holds another cell"),
-    "outside": (_edit(lambda d: d["file"].update(name="../../secret")), "is not its own"),
-    "absolute": (_edit(lambda d: d["file"].update(name="/etc/passwd")), "is not its own"),
-    "hash": (_edit(lambda d: d["file"].update(sha256="0" * 64)), "is not its own"),
+    "kind": (_forge(lambda d: d.update(kind="else")), "is no sweep cell, but 'else'"),
+    "other": (_forge(lambda d: d.update(key="ab")), "holds another cell"),
+    "outside": (_forge(lambda d: d["file"].update(name="../../secret")), "is not its own"),
+    "absolute": (_forge(lambda d: d["file"].update(name="/etc/passwd")), "is not its own"),
+    "hash": (_forge(lambda d: d["file"].update(sha256="0" * 64)), "is not its own"),
     "gone": (lambda p: _arrays(p).unlink(), "is missing"),
     "bit": (
         lambda p: _arrays(p).write_bytes(_arrays(p).read_bytes()[:-1] + b"\x00"),
@@ -396,6 +575,19 @@ def test_damage_is_said_and_never_a_number(damage: str, tmp_path: Path) -> None:
     assert (
         run(cells.numbers, tasks=["gerund"], seeds=[0], out=tmp_path, size=4).counts()["done"] == 1
     )
+
+
+def test_a_plan_that_was_changed_is_refused(tmp_path: Path) -> None:
+    run(cells.scalar, seeds=[0, 1], out=tmp_path)
+    (path,) = tmp_path.glob("plans/*.json")
+    path.write_text(path.read_text().replace("[1, 1]", "[7, 1]"))
+    with pytest.raises(ValueError, match="is not what a sweep wrote there"):
+        sweeps.collect(tmp_path)
+
+
+def test_files_by_url_are_files(tmp_path: Path) -> None:
+    run(cells.scalar, seeds=[0, 1], out=f"file://{tmp_path}/g")
+    assert sweeps.collect(tmp_path / "g").counts()["done"] == 2
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:

@@ -108,6 +108,9 @@ def each_once(seeds: Any) -> list[int]:
     """
     several = list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else [seeds]
     numbers = [whole("a seed", seed) for seed in several]
+    large = [seed for seed in numbers if abs(seed) >= 2**63]
+    if large:
+        raise ValueError(f"a seed must lie between -2^63 and 2^63; {large[0]} arrived.")
     twice = sorted({seed for seed in numbers if numbers.count(seed) > 1})
     if twice:
         raise ValueError(f"each seed once; given more than once: {', '.join(map(str, twice))}.")

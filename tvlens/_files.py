@@ -6,6 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# It can only be read by setting it, and it is the whole process': other threads may be writing files.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -33,9 +37,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         # mkstemp makes files private; a result is as readable as any file its owner writes.
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)
+        part.chmod(0o666 & ~_UMASK)
         _to_disk(part)
         part.replace(path)
         _to_disk(path.parent)

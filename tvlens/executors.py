@@ -9,11 +9,12 @@ each worker load each model once.
 need to reach the folder that the work writes into.
 """
 
-import itertools
+import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -23,19 +24,21 @@ from typing import Any, Protocol, runtime_checkable
 
 from tvlens._errors import whole
 
-_POLL = 2.0  # seconds
+_log = logging.getLogger(__name__)
+_POLL, _SOON = 2.0, 0.05  # seconds
+_LATE = 30.0  # seconds that a file may take to be seen from another node
 
 
 @dataclass(frozen=True)
 class Lost:
-    """An item whose worker died.
+    """Items whose worker died.
 
     Attributes:
-        item: The item.
+        items: What it had been given, in the order in which it took them. Those at the beginning may be done.
         reason: What is known about the death.
     """
 
-    item: Any
+    items: Sequence[Any]
     reason: str
 
 
@@ -90,12 +93,14 @@ class Serial:
 
     def run(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """Give what the function makes of each item."""
-        return map(work, items)
+        yield from map(work, items)
 
 
 @dataclass(frozen=True)
 class Futures:
-    """Any object with ``submit(function, item)`` that gives `concurrent.futures.Future` objects.
+    """Any object with ``submit(function, item)``, whose answers have ``done()`` and ``result()``.
+
+    So have those of `concurrent.futures`, dask's ``Client``, executorlib and others.
 
     Attributes:
         pool: The object; it stays open.
@@ -107,7 +112,7 @@ class Futures:
         """Submit all items, and give what comes back."""
         pending = [self.pool.submit(work, item) for item in items]
         try:
-            for done in futures.as_completed(pending):
+            for done in _as_done(pending):
                 yield done.result()
         except futures.BrokenExecutor as error:
             raise RuntimeError(
@@ -118,6 +123,19 @@ class Futures:
         finally:
             for one in pending:
                 one.cancel()
+
+
+def _as_done(pending: Sequence[Any]) -> Iterator[Any]:
+    """Give answers as they come; those that are none of Python's own are asked from time to time."""
+    if all(isinstance(one, futures.Future) for one in pending):
+        yield from futures.as_completed(pending)
+        return
+    left = list(pending)
+    while left:
+        asked = [(one.done(), one) for one in left]
+        yield from (one for done, one in asked if done)
+        left = [one for done, one in asked if not done]
+        time.sleep(_SOON if left else 0)
 
 
 @dataclass(frozen=True)
@@ -132,7 +150,7 @@ class Processes:
 
     def run(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """Give what comes back, and end the processes."""
-        _importable(work)
+        _importable((work, list(items[:: max(len(items) // 100, 1)])))
         # A fork of a process whose libraries have threads may hang, so they start anew.
         n = min(self.n, max(len(items), 1))
         pool = futures.ProcessPoolExecutor(n, mp_context=get_context("spawn"))
@@ -147,8 +165,8 @@ def _importable(work: Any) -> None:
     main = sys.modules["__main__"]
     if not hasattr(main, "__file__") and b"__main__" in bytes(ForkingPickler.dumps(work)):
         raise ValueError(
-            "a function defined in a notebook or at a prompt cannot be found by new processes: put it into a "
-            ".py file and import it, or use tvlens.executors.Ray()."
+            "what is defined in a notebook or at a prompt cannot be found by new processes, and such a "
+            "function is in this work: put it into a .py file and import it, or use tvlens.executors.Ray()."
         )
 
 
@@ -161,8 +179,8 @@ class Ray:
         cpus: CPUs of each worker.
         gpus: GPUs of each worker; a share of one, such as .25, lets several models share it.
         retries: How often an item is given to a new worker when its worker dies.
-        address: The cluster, as `ray.init` takes it; by default the one that this process is in, or a new
-            one on this machine.
+        address: The cluster, as `ray.init` takes it; by default the one that this process is in or that
+            runs on this machine, else a new one; ``"local"`` is a new one in any case.
         options: More options of the actors, as ``ray.remote`` takes them.
     """
 
@@ -176,13 +194,15 @@ class Ray:
     def run(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """Hand items to actors as they become free; Ray restarts dead ones and runs their item again."""
         ray = _imported("ray", "ray")
-        own = not ray.is_initialized()
+        own, actors = not ray.is_initialized(), []
         if own:
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         try:
             actors = self._actors(ray, work, len(items))
-            yield from _handed_out(ray, actors, items)
+            yield from _HandedOut(ray, actors, items, self.retries).outcomes()
         finally:
+            for actor in actors:
+                ray.kill(actor)
             if own:
                 ray.shutdown()
 
@@ -191,23 +211,29 @@ class Ray:
             "num_cpus": self.cpus,
             "num_gpus": self.gpus,
             "max_restarts": -1,
-            "max_task_retries": self.retries,
             **self.options,
         }
-        there = ray.cluster_resources()
-        room = int(there.get("CPU", 0) / self.cpus) if self.cpus else n_items
-        if self.gpus:
-            room = min(room, int(there.get("GPU", 0) / self.gpus))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(self._room(node, n_items) for node in nodes)
         n = min(self.workers or room, n_items)
-        if room < max(n, 1):
+        if room < max(n, 1) and n_items:
+            there = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
             raise ValueError(
                 f"{self.workers or 'at least 1'} workers of {self.cpus} CPUs and {self.gpus} GPUs asked for; "
-                f"this Ray cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, room "
-                f"for {room}."
+                f"this Ray cluster has {there['CPU']:g} CPUs and {there['GPU']:g} GPUs, room for {room}."
             )
         # The function goes over once, not with every item.
         actor = ray.remote(**settings)(_Actor)
         return [actor.remote(work) for _ in range(n)]
+
+    def _room(self, node: Mapping[str, float], n_items: int) -> int:
+        """Workers that one node has room for; a worker does not take halves of two GPUs."""
+        room = int(node.get("CPU", 0) / self.cpus) if self.cpus else n_items
+        if not self.gpus:
+            return room
+        whole_gpus = int(node.get("GPU", 0))
+        on_gpus = whole_gpus * int(1 / self.gpus) if self.gpus < 1 else int(whole_gpus / self.gpus)
+        return min(room, on_gpus)
 
 
 class _Actor:
@@ -216,30 +242,65 @@ class _Actor:
     def __init__(self, work: Callable[[Any], Any]) -> None:
         self.work = work
 
+    def ready(self) -> None:
+        """Answer, once there is a place for this worker."""
+
     def run(self, item: Any) -> Any:
         return self.work(item)
 
 
-def _handed_out(ray: Any, actors: Sequence[Any], items: Sequence[Any]) -> Iterator[Any]:
-    """Keep every actor busy with one item and the next one waiting."""
-    waiting = iter(items)
-    running: dict[Any, tuple[Any, Any]] = {}
+class _HandedOut:
+    """Items on their way: an actor gets one when it has said that it is there, then one after the other.
 
-    def hand(actor: Any) -> None:
-        for item in itertools.islice(waiting, 1):
-            running[actor.run.remote(item)] = (actor, item)
+    Ray starts dead actors anew, wherever there is room. What they were doing goes to whoever is free next.
+    """
 
-    for _ in range(2):
-        for actor in actors:
-            hand(actor)
-    while running:
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        actor, item = running.pop(done)
-        hand(actor)
+    def __init__(self, ray: Any, actors: Sequence[Any], items: Sequence[Any], retries: int) -> None:
+        self.ray, self.items, self.retries = ray, items, retries
+        self.waiting = deque(range(len(items)))
+        self.deaths: Counter[int] = Counter()
+        self.idle: list[Any] = []
+        self.running: dict[Any, tuple[Any, int]] = {}
+        self.starting = {actor.ready.remote(): actor for actor in actors}
+
+    def outcomes(self) -> Iterator[Any]:
+        """Give what becomes of each item."""
+        while self.waiting or self.running:
+            while self.idle and self.waiting:
+                actor, item = self.idle.pop(), self.waiting.popleft()
+                self.running[actor.run.remote(self.items[item])] = (actor, item)
+            (done,), _ = self.ray.wait([*self.running, *self.starting], num_returns=1)
+            if done in self.starting:
+                self._began(done)
+            else:
+                yield from self._ended(done)
+
+    def _began(self, done: Any) -> None:
+        actor = self.starting.pop(done)
         try:
-            yield ray.get(done)
-        except ray.exceptions.RayActorError as error:
-            yield Lost(item, f"its worker died, and so did those that tried again: {error}")
+            self.ray.get(done)
+            self.idle.append(actor)
+        except self.ray.exceptions.ActorUnavailableError:
+            time.sleep(_SOON)
+            self.starting[actor.ready.remote()] = actor
+
+    def _ended(self, done: Any) -> Iterator[Any]:
+        actor, item = self.running.pop(done)
+        try:
+            outcome = self.ray.get(done)
+        except self.ray.exceptions.RayTaskError:
+            raise  # the function's own error
+        except self.ray.exceptions.RayError as error:
+            self.starting[actor.ready.remote()] = actor
+            self.deaths[item] += 1
+            if self.deaths[item] <= self.retries:
+                self.waiting.appendleft(item)
+            else:
+                tried = f"its worker died {self.deaths[item]} times"
+                yield Lost((self.items[item],), f"{tried}, at last with {type(error).__name__}")
+            return
+        self.idle.append(actor)
+        yield outcome
 
 
 @dataclass(frozen=True)
@@ -249,8 +310,8 @@ class Slurm:
     Attributes:
         jobs: Jobs that the items are divided into; a cluster takes 1,000 in one array unless it says
             otherwise.
-        logs: Folder for submitit's own files (which are pickles) and the jobs' output; on a file system that
-            all nodes share.
+        logs: Folder for submitit's own files and the jobs' output; on a file system that all nodes share. Its
+            files are pickles, which this process reads back: keep it where nobody else can write.
         at_once: Jobs that may run at the same time; all by default.
         minutes: Time limit of a job. One that is preempted or reaches it goes on as a new job.
         parameters: More of submitit's parameters, e.g. ``{"slurm_partition": "gpu", "gpus_per_node": 1,
@@ -307,11 +368,7 @@ def _ended(jobs: Sequence[Any], cluster: str) -> list[Any]:
         return [job for job in jobs if job.done()]
     # submitit asks sacct, which not every cluster has: without it, it waits for ever for a job that died.
     here = _active()
-    if here is None:
-        return []
-    gone = [job for job in jobs if job.job_id not in here]
-    time.sleep(_POLL if gone else 0)  # what a job wrote last may take a moment to be seen here
-    return gone
+    return [] if here is None else [job for job in jobs if job.job_id not in here]
 
 
 def _active() -> set[str] | None:
@@ -319,13 +376,17 @@ def _active() -> set[str] | None:
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("squeue does not answer, so jobs that died are not seen: %s", error)
         return None
     return set(said.stdout.split())
 
 
 def _brought(job: Any, part: Sequence[Any]) -> Iterator[Any]:
     """What a job brought back, or that its items are lost."""
+    until = time.monotonic() + _LATE
+    while not job.paths.result_pickle.is_file() and time.monotonic() < until:
+        time.sleep(_POLL)
     if not job.paths.result_pickle.is_file():
         reason = (
             f"Slurm job {job.job_id} ended without a result (time, memory, or its node); its output: "
@@ -337,7 +398,7 @@ def _brought(job: Any, part: Sequence[Any]) -> Iterator[Any]:
     else:
         yield from job.result()
         return
-    yield from (Lost(item, reason) for item in part)
+    yield Lost(part, reason)
 
 
 @dataclass

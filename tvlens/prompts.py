@@ -185,7 +185,7 @@ def build_prompts(
             "n_unknown": len(every.unknown),
             "one_token_share": len(every.one_token) / len(task),
             "ambiguous_share": firsts.ambiguous_share,
-            "ambiguous": firsts.ambiguous,
+            "ambiguous": {said: list(those) for said, those in firsts.ambiguous.items()},
             "constant": firsts.constant,
         },
     )

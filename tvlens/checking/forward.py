@@ -4,6 +4,7 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -170,7 +171,8 @@ def self_patch(subject: Subject) -> Measured:
     together = ((), *(tuple(edits[site, layer] for layer in layers[site]) for site in layers))
     (own,) = run(subject.model, [Request(batch, together, readout=LastLogits())], plan="plain")
     clean, *patched = own.values["logits"]
-    worst = max(subject.apart(each, clean) for each in patched)
+    # np.max lets NaN through, which max() may drop.
+    worst = np.max([subject.apart(each, clean) for each in patched])
     if _obstacle(subject.drive) is None:
         edits = _own_values(subject, batch, layers, plan="auto")
         cells = ((), *((edit,) for edit in edits.values()))
@@ -179,8 +181,8 @@ def self_patch(subject: Subject) -> Measured:
         (each,) = run(subject.model, [request], memory=subject.memory)
         logits = each.values["logits"].float()
         spread = clean.float().std(-1).mean().clamp_min(1e-6)
-        worst = max(worst, float((logits[1:] - logits[:1]).abs().amax() / spread))
-    return Measured(worst, subject.tolerance, f"{len(edits)} places")
+        worst = np.max([worst, float((logits[1:] - logits[:1]).abs().amax() / spread)])
+    return Measured(float(worst), subject.tolerance, f"{len(edits)} places")
 
 
 def _own_values(
@@ -254,7 +256,7 @@ def plans(subject: Subject) -> Measured:
         found = output.values["logits"].flatten(0, 1)
         worst[name] = subject.apart(found, wanted.flatten(0, 1))
     note = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
-    return Measured(max(worst.values()), subject.tolerance, note)
+    return Measured(float(np.max([*worst.values()])), subject.tolerance, note)
 
 
 def _own_cell(subject: Subject, cell: tuple[Edit, ...]) -> Float[Tensor, "prompt d_vocab"]:

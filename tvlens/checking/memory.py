@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import torch
 
 from tvlens.checking.subject import Subject
-from tvlens.checking.table import Measured, check
+from tvlens.checking.table import Measured, NotApplicable, check
 from tvlens.encoding import TokenBatch
 from tvlens.engine import Edit, FirstToken, Request
 from tvlens.engine.layout import lay_out
@@ -97,6 +97,8 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if find_spec("psutil") is not None:
         return int(import_module("psutil").virtual_memory().available)
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        raise NotApplicable("this system does not say what is free: pip install psutil")
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

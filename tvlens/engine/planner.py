@@ -53,8 +53,10 @@ def default_memory(device: torch.device) -> int:
     """Bytes for activations where nobody said how many."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        # What is free depends on who else is there, and the chunks' sizes on it.
-        return total // 8 if is_reproducible() else free // 2
+        if not is_reproducible():
+            return free // 2
+        # What is free depends on who else is there, and the chunks on it: so it counts in powers of two.
+        return min(total // 8, 1 << max((free // 2).bit_length() - 1, 0))
     return DEFAULT_MEMORY
 
 

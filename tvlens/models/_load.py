@@ -324,9 +324,21 @@ def _open_path(path: Path, tokenizer: Any, reading: _Reading) -> Opened | None:
         return Opened(*pair, origin)
     if path.is_file():
         raise ValueError(f"{path} is a file, and no .gguf: give a model folder or a .gguf file.")
+    must_be_id(path)
+    return None
+
+
+def must_be_id(path: Path) -> None:
+    """Refuse a path at which there is nothing, and which no name on the hub looks like.
+
+    Args:
+        path: What may be a name on the hub.
+
+    Raises:
+        FileNotFoundError: It is none.
+    """
     if path.is_absolute() or path.parts[:1] in (("..",), ("~",)) or len(path.parts) > 2:
         raise FileNotFoundError(f"there is no model at {path}.")
-    return None
 
 
 def _hub_id(name: str) -> str:

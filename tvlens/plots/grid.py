@@ -63,16 +63,19 @@ def grid(
     fig = figure()
     fig.add_trace(
         written_cells(
-            drawn, words, hover, colorscale=SEQUENTIAL, zmin=low, zmax=high,
+            # The numbers stand in the cells; a scale beside a few rows would be too small to read.
+            drawn, words, hover, colorscale=SEQUENTIAL, zmin=low, zmax=high, showscale=len(rows) > 5,
             colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": label(said), "side": "right"}},
         )
     )  # fmt: skip
     ticks = {"tickvals": list(range(len(columns))), "ticktext": [label(name) for name in columns]}
     tilted = max((len(name) for name in columns), default=0) > 8
     fig.update_xaxes(**ticks, side="top", tickangle=-30 if tilted else 0, showgrid=False, ticks="")
+    fig.update_xaxes(title_text=x if x not in (None, "model") else None)
     ticks = {"tickvals": list(range(len(rows))), "ticktext": [label(name) for name in rows]}
     fig.update_yaxes(**ticks, autorange="reversed", showgrid=False, ticks="")
-    fig.update_layout(height=26 * len(rows) + 150, margin_t=110, font_color=INK)
+    top = 110 if tilted else 64
+    fig.update_layout(height=26 * len(rows) + top + 30, margin_b=30, margin_t=top, font_color=INK)
     fig.update_layout(meta={"min_width": 64 * len(columns) + 260})
     others = [axis for axis in axes if axis not in (x, y)]
     counted = int((data["state"].values == _DONE).sum())

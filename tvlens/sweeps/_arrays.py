@@ -42,6 +42,7 @@ def to_bytes(data: xr.Dataset) -> bytes:
     arrays, variables = {}, {}
     for name, variable in data.variables.items():
         known: dict[str, Any] = {"dims": list(variable.dims), "coord": name in data.coords}
+        known |= {"attrs": dict(variable.attrs)} if variable.attrs else {}
         values = variable.values
         if values.dtype.kind in _NUMBERS:
             # It makes a vector of a single number.
@@ -55,7 +56,9 @@ def to_bytes(data: xr.Dataset) -> bytes:
             )
         variables[str(name)] = known
     note = {"schema": SCHEMA, "kind": KIND, "variables": variables, "attrs": dict(data.attrs)}
-    return save(arrays, metadata={"tvlens": json.dumps(note)})
+    # Attributes may be numbers of numpy.
+    text = json.dumps(note, default=lambda value: value.tolist())
+    return save(arrays, metadata={"tvlens": text})
 
 
 def from_bytes(content: bytes, names: Collection[str] | None = None) -> xr.Dataset:
@@ -99,7 +102,7 @@ def _dataset(note: Any, arrays: Any, names: Collection[str] | None) -> xr.Datase
             entry = arrays[name]
             flat = np.frombuffer(entry["data"], dtype=_TYPES[entry["dtype"]])
             values = flat.reshape(entry["shape"]).copy()
-        variables[name] = (one["coord"], (one["dims"], values))
+        variables[name] = (one["coord"], (one["dims"], values, one.get("attrs", {})))
     return xr.Dataset(
         {name: v for name, (coord, v) in variables.items() if not coord},
         {name: v for name, (coord, v) in variables.items() if coord},

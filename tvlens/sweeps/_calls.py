@@ -11,7 +11,11 @@ from tvlens._errors import unknown
 from tvlens.icl import studies
 
 MODEL, TASK, SEED = ("model", "models"), ("task", "tasks"), ("seed", "seeds")
-_NOT_SETTINGS = ("progress", "keep", "out")
+_NOT_SETTINGS = (
+    "progress",
+    "keep",
+    "out",
+)  # of experiments and studies; a user's own may have them
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Call:
         Raises:
             ValueError: The function has no such setting, or needs one that was not given.
         """
-        not_own = (*MODEL, *TASK, *SEED, *_NOT_SETTINGS)
+        not_own = (*MODEL, *TASK, *SEED, *(_NOT_SETTINGS if self.registered else ("progress",)))
         kinds = inspect.Parameter
         own = {
             name: one

@@ -2,13 +2,16 @@
 
 ``cells/ab/KEY.json`` says that a cell is finished, and holds its few numbers; where there are more, it names
 a safetensors file beside it and that file's hash. The record is written last, each file appears whole or
-not at all, and none is ever changed. So a process may be killed at any moment, and any number of processes
-may write at once. On an object store the same holds, since an object appears when it is whole.
+not at all, holds a hash of its own content, and is not written again. So a process may be killed at any
+moment, and any number of processes may write at once. On an object store the same holds, since an object
+appears when it is whole.
 """
 
 import hashlib
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,11 @@ from tvlens._files import replacing
 
 SCHEMA = 1
 RECORD, FAILURE, PLAN = "sweep cell", "failed sweep cell", "sweep plan"
+_PARTS = {
+    RECORD: ("key", "cell", "numbers", "seconds"),
+    FAILURE: ("key", "cell", "error", "traceback", "attempts"),
+    PLAN: ("plan", "made"),
+}
 
 
 class Folder:
@@ -40,6 +48,8 @@ class Folder:
         """Open a folder by its path, or by a URL that fsspec knows, e.g. ``s3://bucket/sweep``."""
         if isinstance(place, Folder):
             return place
+        if isinstance(place, str) and place.startswith("file://"):
+            return Folder(place.removeprefix("file://"))
         if isinstance(place, str) and "://" in place:
             return _Remote(place)
         return Folder(place)
@@ -74,13 +84,17 @@ class Folder:
             name = _named(key, digest)
             self._write(_place("cells", key, name), arrays)
             known["file"] = {"name": name, "sha256": digest, "bytes": len(arrays)}
-        self._write(_place("cells", key), _json(known))
+        if not self.has(key):
+            self._write(_place("cells", key), _json(known))
         self._remove(_place("failed", key))
 
     def fail(self, key: str, record: Mapping[str, Any]) -> None:
         """Write down that a cell failed, and how often it did."""
         place = _place("failed", key)
-        before = _read_json(self._read(place), place)["attempts"] if self._is_there(place) else 0
+        try:
+            before = self._checked(place, FAILURE)["attempts"]
+        except (ValueError, FileNotFoundError):
+            before = 0  # none, or damaged, or another process has just succeeded
         known = {"schema": SCHEMA, "kind": FAILURE, "key": key, **record, "attempts": before + 1}
         self._write(place, _json(known))
 
@@ -124,14 +138,14 @@ class Folder:
         """Write down what was asked for, once."""
         place = f"plans/{name}.json"
         if not self._is_there(place):
-            note = provenance.collect(kind=PLAN)
+            note = {"versions": provenance.versions(), "time_ns": time.time_ns()}
             self._write(place, _json({"schema": SCHEMA, "kind": PLAN, "plan": plan, "made": note}))
 
     def plans(self) -> dict[str, dict[str, Any]]:
         """Read all plans by name, the oldest first."""
         names = [n for n in self._names("plans") if n.endswith(".json") and n[0] != "."]
         read = {name.removesuffix(".json"): self._checked(f"plans/{name}", PLAN) for name in names}
-        by_time = sorted(read.items(), key=lambda item: (item[1]["made"]["created"], item[0]))
+        by_time = sorted(read.items(), key=lambda item: (item[1]["made"]["time_ns"], item[0]))
         return {name: document["plan"] for name, document in by_time}
 
     def _record(self, part: str, key: str, kind: str) -> dict[str, Any]:
@@ -141,12 +155,12 @@ class Folder:
         return record
 
     def _checked(self, place: str, kind: str) -> dict[str, Any]:
-        try:
-            document = _read_json(self._read(place), place)
-        except FileNotFoundError:
-            raise ValueError(f"there is no {kind} {place} in {self}.") from None
+        document = _read_json(self._read(place), f"{self}/{place}")
         if document.get("kind") != kind:
             raise ValueError(f"{self}/{place} is no {kind}, but {document.get('kind')!r}.")
+        lacking = [part for part in _PARTS[kind] if part not in document]
+        if lacking:
+            raise ValueError(f"{self}/{place} is no whole {kind}: it has no {lacking[0]!r}.")
         return document
 
     def _keys(self, part: str) -> set[str]:
@@ -179,6 +193,10 @@ class Folder:
         (self.path / place).unlink(missing_ok=True)
 
 
+# Where an object appears when it is whole; elsewhere a file is written beside its place and moved there.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory"}
+
+
 class _Remote(Folder):
     """A folder on whatever fsspec reaches: an object store, a server, the memory of this process."""
 
@@ -191,6 +209,9 @@ class _Remote(Folder):
             scheme = url.partition("://")[0]
             raise ValueError(f"{url} needs fsspec's package for {scheme}://: {error}") from error
         self.url = url.rstrip("/")
+        protocol = self.system.protocol
+        names = {protocol} if isinstance(protocol, str) else set(protocol)
+        self.whole = bool(names & _OBJECT_STORES)
 
     def __str__(self) -> str:
         return self.url
@@ -215,7 +236,14 @@ class _Remote(Folder):
         return bytes(self.system.cat_file(f"{self.root}/{place}"))
 
     def _write(self, place: str, content: bytes) -> None:
-        self.system.pipe_file(f"{self.root}/{place}", content)
+        path = f"{self.root}/{place}"
+        if self.whole:
+            self.system.pipe_file(path, content)
+            return
+        self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        part = f"{path}.{uuid.uuid4().hex}"
+        self.system.pipe_file(part, content)
+        self.system.mv(part, path)
 
     def _remove(self, place: str) -> None:
         if self._is_there(place):
@@ -232,7 +260,14 @@ def _named(key: str, digest: str) -> str:
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, allow_nan=False) + "\n").encode()
+    sealed = {**document, "sha256": _seal(document)}
+    return (json.dumps(sealed, allow_nan=False) + "\n").encode()
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    """Hash of a document, whatever the order of its parts."""
+    rest = {name: part for name, part in document.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _read_json(content: bytes, place: str) -> dict[str, Any]:
@@ -246,6 +281,10 @@ def _read_json(content: bytes, place: str) -> dict[str, Any]:
     schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool):
         raise ValueError(f"{place} was not written by a sweep of tvlens: it has no schema.")
+    if schema <= SCHEMA and document.get("sha256") != _seal(document):
+        raise ValueError(
+            f"{place} is not what a sweep wrote there: remove it, and run the sweep again."
+        )
     if schema > SCHEMA:
         raise ValueError(
             f"{place} was written by a newer tvlens: schema {schema}, this version reads up to {SCHEMA}. "

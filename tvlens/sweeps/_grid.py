@@ -3,7 +3,9 @@
 Cells come model by model, so that whoever computes them in this order loads each model once.
 """
 
+import inspect
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,8 @@ from tvlens.sweeps._calls import MODEL, SEED, TASK, Call
 from tvlens.tasks import Task, load_task
 
 SCHEMA = 1
+OWN = ("state", "seconds", "error", "key")
+"""Columns of the table of cells that are no numbers of theirs."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,12 @@ class Source:
     Attributes:
         what: A name, a path, a function that makes the model, or the model itself.
         mark: Hash of its identity.
+        revision: The commit that was found for a name on the hub.
     """
 
     what: Any
     mark: str
+    revision: str | None = None
 
     @property
     def in_hand(self) -> bool:
@@ -48,7 +54,17 @@ class Source:
         """Make the model."""
         from tvlens.models import load_model
 
-        return self.what() if callable(self.what) and not self.in_hand else load_model(self.what)
+        if not isinstance(self.what, str):
+            return self.what() if not self.in_hand else self.what
+        if (
+            _identity.is_path(self.what)
+            and _identity.digest(_identity.of_model(self.what)) != self.mark
+        ):
+            raise RuntimeError(
+                f"the files of {self.what} are others than when the sweep was planned: its numbers would not "
+                "belong to it."
+            )
+        return load_model(self.what, revision=self.revision)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.in_hand:
@@ -56,7 +72,7 @@ class Source:
                 "a model in hand cannot go to another process: give the sweep its name or path, or a "
                 "function that loads it, e.g. functools.partial(load_model, name, dtype='bfloat16')."
             )
-        return Source, (self.what, self.mark)
+        return Source, (self.what, self.mark, self.revision)
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,10 @@ class Grid:
         elif each_once(seeds) != [0]:
             raise ValueError(f"{call.name} takes no seed; seeds={seeds!r} arrived.")
         for name, values in over.items():
+            if name in (*MODEL, *TASK, *SEED, *OWN):
+                raise ValueError(
+                    f"over= takes settings, and {name!r} is none; it is an axis or a column."
+                )
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise ValueError(f"over={{{name!r}: ...}} takes a list of values; got {values!r}.")
             if name in settings:
@@ -179,10 +199,13 @@ def _wanted(call: Call, names: tuple[str, str], given: Any, what: str) -> bool:
         raise ValueError(
             f"{call.name} takes no {names[0]}; {what}={given!r} arrived: leave it out."
         )
-    needed = name is not None and call.parameters[name].default is call.parameters[name].empty
-    if needed and given is None:
+    if name is None or given is not None:
+        return name is not None
+    default = call.parameters[name].default
+    if default is inspect.Parameter.empty:
         raise ValueError(f"{call.name} needs {what}=, at least one of them.")
-    return name is not None
+    # Tasks that are a function's own are known by their items; without any, there is no such axis.
+    return name == "tasks" and default is not None
 
 
 def _models(models: Any) -> tuple[Point, ...]:
@@ -194,7 +217,7 @@ def _models(models: Any) -> tuple[Point, ...]:
         named = [(_name(what), what) for what in several]
     points = []
     for name, what in named:
-        if isinstance(what, Path) or (isinstance(what, str) and Path(what).expanduser().exists()):
+        if isinstance(what, Path) or (isinstance(what, str) and _identity.is_path(what)):
             what = str(Path(what).expanduser().resolve())
         if not isinstance(what, str) and not callable(what):
             raise TypeError(
@@ -202,7 +225,8 @@ def _models(models: Any) -> tuple[Point, ...]:
                 f"model; a {type(what).__name__} arrived."
             )
         known = _identity.of_model(what)
-        points.append(Point(name, Source(what, _identity.digest(known)), known))
+        revision = known.get("revision") if isinstance(what, str) else None
+        points.append(Point(name, Source(what, _identity.digest(known), revision), known))
     return tuple(points)
 
 
@@ -222,6 +246,9 @@ def _name(what: Any) -> str:
 
 def _tasks(call: Call, tasks: Any) -> tuple[Point, ...]:
     """Tasks, or where the function takes several at once, groups of them."""
+    if call.taken(TASK) == "task" and isinstance(tasks, Mapping):
+        named = {str(name): task_of(one) for name, one in tasks.items()}
+        return tuple(Point(n, task, _identity.of_task(task)) for n, task in named.items())
     if call.taken(TASK) == "task":
         several = [tasks] if isinstance(tasks, str | Task | Path) else list(tasks)
         loaded = [task_of(one) for one in several]
@@ -230,7 +257,8 @@ def _tasks(call: Call, tasks: Any) -> tuple[Point, ...]:
         own = [task_of(one) for one in call.parameters["tasks"].default]
         return (Point("default", None, [_identity.of_task(task) for task in own]),)
     if isinstance(tasks, Mapping):
-        groups = {str(name): list(group) for name, group in tasks.items()}
+        lone = (str, Task, Path)
+        groups = {str(n): [g] if isinstance(g, lone) else list(g) for n, g in tasks.items()}
     else:
         several = [tasks] if isinstance(tasks, str | Task | Path) else list(tasks)
         nested = any(isinstance(one, list | tuple) for one in several)
@@ -271,14 +299,18 @@ def task_of(task: Any) -> Task:
 
 def _label(value: Any) -> str | int | float:
     """What stands on an axis for a setting's value."""
+    if hasattr(value, "item") and not getattr(value, "shape", ()):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         return value
-    return getattr(value, "name", None) or str(value)
+    return str(getattr(value, "name", None) or value)
 
 
 def _distinct(axis: str, points: tuple[Point, ...]) -> None:
-    labels = [point.label for point in points]
-    twice = sorted({str(label) for label in labels if labels.count(label) > 1})
+    labels = [str(point.label) for point in points]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise ValueError(
             f"each {axis} once; given more than once: {', '.join(twice)}. Different ones of one name are "

@@ -43,8 +43,8 @@ class Joiner:
     def dataset(self) -> xr.Dataset:
         """Put all cells together."""
         labels, sizes = self._dimensions()
-        coords: dict[str, Any] = {axis: _plain(labels) for axis, labels in self.axes.items()}
-        coords |= {dim: _plain(own) for dim, own in labels.items() if own is not None}
+        coords: dict[str, Any] = {axis: labelled(labels) for axis, labels in self.axes.items()}
+        coords |= {dim: labelled(own) for dim, own in labels.items() if own is not None}
         names = dict.fromkeys(
             str(name) for _, cell in self.cells for name in cell.variables if name not in coords
         )
@@ -126,8 +126,8 @@ def _same(one: xr.DataArray, dim: str, labels: list[Any] | None) -> bool:
     return labels is None or one[dim].values.tolist() == labels
 
 
-def _plain(labels: Sequence[Any]) -> np.ndarray:
-    """Labels of one kind as an array of it; of several, as text."""
+def labelled(labels: Sequence[Any]) -> np.ndarray:
+    """Make labels of one kind an array of it; of several, text."""
     kinds = {type(label) for label in labels}
     numbers = kinds <= {int} or kinds <= {int, float}
     return np.array([label if numbers else str(label) for label in labels])

@@ -1,6 +1,7 @@
 """A sweep's folder read: what is there, and what its cells found."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tvlens.results import Result, as_result
 from tvlens.sweeps._arrays import from_bytes
 from tvlens.sweeps._folder import Folder
 from tvlens.sweeps._grid import keys_of
-from tvlens.sweeps._join import Joiner
+from tvlens.sweeps._join import Joiner, labelled
 from tvlens.sweeps._result import DONE, FAILED, MISSING, Sweep, spread
 
 
@@ -89,7 +90,7 @@ class View:
         for at, key in self.places():
             keys[at] = key
             if states[at] == FAILED:
-                errors[at] = self.folder.failure(key)["error"]
+                states[at], errors[at] = self._failed(key)
             if states[at] != DONE:
                 continue
             record = self.folder.record(key)
@@ -98,16 +99,19 @@ class View:
                 numbers.setdefault(name, {})[at] = value
         found = {name: (dims, _column(values, self.shape)) for name, values in numbers.items()}
         own = {"state": states, "seconds": seconds, "error": errors, "key": keys}
-        # A result says its own task, seed and seconds, too.
-        found = {
-            n: v for n, v in found.items() if n not in (*dims, "model", "task", "seed", "seconds")
-        }
-        found = {f"cell_{name}" if name in own else name: v for name, v in found.items()}
-        coords = {axis: _axis(labels) for axis, labels in self.labels.items()}
+        found = {f"cell_{n}" if n in (*own, *dims) else n: v for n, v in found.items()}
+        coords = {axis: labelled(labels) for axis, labels in self.labels.items()}
         data = xr.Dataset({name: (dims, values) for name, values in own.items()} | found, coords)
         settings = {k: v for k, v in self.plan.items() if k not in ("schema", "versions", "axes")}
         note = provenance.collect(kind=Sweep.kind, plan=self.name, **settings)
         return Sweep(data.assign_attrs({provenance.ATTRIBUTE: provenance.encode(note)}))
+
+    def _failed(self, key: str) -> tuple[str, str]:
+        """State and error of a cell that had failed: it may have succeeded, or be tried again, since then."""
+        try:
+            return FAILED, self.folder.failure(key)["error"]
+        except FileNotFoundError:
+            return (DONE if self.folder.has(key) else MISSING), ""
 
     def arrays(self, variables: Sequence[str]) -> xr.Dataset:
         """Read the named variables of every cell, or all of them."""
@@ -147,7 +151,7 @@ class View:
         if "file" not in record:
             return {name: number(value) for name, value in record["numbers"].items()}
         data = from_bytes(self.folder.content(record))
-        return as_result(data) if provenance.ATTRIBUTE in data.attrs else data
+        return as_result(data) if record.get("result") else data
 
 
 def describe(plan: Mapping[str, Any]) -> str:
@@ -171,15 +175,12 @@ def _column(values: Mapping[tuple[int, ...], Any], shape: tuple[int, ...]) -> np
         for at, value in read.items():
             texts[at] = value if isinstance(value, str) else "" if value != value else str(value)
         return texts
-    column = np.full(shape, np.nan)
+    every = len(read) == math.prod(shape)
+    whole = every and all(isinstance(value, int) for value in read.values())
+    column = np.zeros(shape, np.int64) if whole else np.full(shape, np.nan)
     for at, value in read.items():
         column[at] = value
     return column
-
-
-def _axis(labels: Sequence[Any]) -> np.ndarray:
-    numbers = all(isinstance(label, int | float) for label in labels)
-    return np.array(labels if numbers else [str(label) for label in labels])
 
 
 def status(out: str | Path) -> pd.DataFrame:

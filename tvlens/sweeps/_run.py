@@ -1,7 +1,8 @@
 """The call that runs a grid: what is missing is computed, and what was found so far is given back."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,13 @@ def sweep(
     folder.save_plan(name, plan)
     work = Work(call, folder, threads, _identity.versions())
     missing = _missing(grid, folder, retry=retry)
-    outcomes = _settled(where.run(work, missing), work)
     try:
-        for cell, outcome in _watched(outcomes, missing, grid, progress=progress):
-            if outcome.error and on_error == "raise":
-                trace = folder.failure(cell.key)["traceback"]
-                raise RuntimeError(f"the cell of {cell.said} failed: {outcome.error}\n{trace}")
+        # Closed, an executor ends what it has begun: also where a cell's failure ends the sweep.
+        with contextlib.closing(_settled(where.run(work, missing), work)) as outcomes:
+            for cell, outcome in _watched(outcomes, missing, grid, progress=progress):
+                if outcome.error and on_error == "raise":
+                    trace = folder.failure(cell.key)["traceback"]
+                    raise RuntimeError(f"the cell of {cell.said} failed: {outcome.error}\n{trace}")
     finally:
         if isinstance(where, Serial):
             release()
@@ -153,10 +155,17 @@ def _missing(grid: Grid, folder: Folder, *, retry: bool) -> list[Cell]:
     return [cell for cell in grid.cells() if cell.key not in there]
 
 
-def _settled(outcomes: Iterator[Any], work: Work) -> Iterator[Outcome]:
+def _settled(outcomes: Iterator[Any], work: Work) -> Generator[Outcome, None, None]:
     """Write down the cells whose worker died, which could not do so itself."""
-    for outcome in outcomes:
-        yield work.lost(outcome.item, outcome.reason) if isinstance(outcome, Lost) else outcome
+    try:
+        for outcome in outcomes:
+            if isinstance(outcome, Lost):
+                yield from work.lost(outcome.items, outcome.reason)
+            else:
+                yield outcome
+    finally:
+        if hasattr(outcomes, "close"):
+            outcomes.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _watched(

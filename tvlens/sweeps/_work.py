@@ -11,7 +11,7 @@ import platform
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +29,8 @@ from tvlens.sweeps._grid import Cell, Source
 
 VALUE = "value"
 """What the number of a function that returns a single one is called."""
+_RESTATED = ("kind", "title", "finding", "model", "task", "seed", "seconds")
+"""What a result's summary says of itself, and the table of cells by its axes."""
 _here = threading.local()
 _one_at_a_time = threading.RLock()  # a model in hand is shared by all threads, and its hooks are
 
@@ -70,10 +72,12 @@ class Work:
             return Outcome(cell.key, 0.0)
         started = time.perf_counter()
         try:
-            numbers, data = _found(self._value(cell))
+            value = self._value(cell)
+            numbers, data = _found(value)
             arrays = None if data is None else to_bytes(data)
             seconds = round(time.perf_counter() - started, 4)
             made = {"device": _device(cell), "versions": provenance.versions(), "numbers": numbers}
+            made["result"] = isinstance(value, Result)
             self.folder.keep(cell.key, {**_about(cell, seconds), **made}, arrays)
         except Exception as error:
             seconds = round(time.perf_counter() - started, 4)
@@ -85,12 +89,19 @@ class Work:
             return Outcome(cell.key, seconds, said)
         return Outcome(cell.key, seconds)
 
-    def lost(self, cell: Cell, reason: str) -> Outcome:
-        """Write down that the worker of a cell died, unless it had finished it."""
-        if self.folder.has(cell.key):
-            return Outcome(cell.key, 0.0)
-        self.folder.fail(cell.key, {**_about(cell, 0.0), "error": reason, "traceback": reason})
-        return Outcome(cell.key, 0.0, reason)
+    def lost(self, cells: Sequence[Cell], reason: str) -> Iterator[Outcome]:
+        """Write down that a worker died over cells, which it took in this order.
+
+        The first that is not finished is what it was computing; those after it were not begun, and stay
+        missing.
+        """
+        for cell in cells:
+            if not self.folder.has(cell.key):
+                record = {**_about(cell, 0.0), "error": reason, "traceback": reason}
+                self.folder.fail(cell.key, record)
+                yield Outcome(cell.key, 0.0, reason)
+                return
+            yield Outcome(cell.key, 0.0)
 
     def _value(self, cell: Cell) -> Any:
         from tvlens.engine import reproducible
@@ -147,8 +158,10 @@ def _threads(n: int) -> Iterator[None]:
 def _device(cell: Cell) -> str:
     import torch
 
-    model = cell.source and (cell.source.what if cell.source.in_hand else _here.model)
-    on_gpu = model is not None and next(iter(model.parameters())).device.type == "cuda"
+    source = cell.source
+    model: Any = None if source is None else source.what if source.in_hand else _here.model
+    weight = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
+    on_gpu = weight is not None and weight.device.type == "cuda"
     return torch.cuda.get_device_name() if on_gpu else platform.machine()
 
 
@@ -161,7 +174,8 @@ def _about(cell: Cell, seconds: float) -> dict[str, Any]:
 def _found(value: Any) -> tuple[dict[str, Any], xr.Dataset | None]:
     """Split what a cell found into what stands in a table of cells, and the rest."""
     if isinstance(value, Result):
-        return _few(value.summary()), value.data
+        own = {k: v for k, v in value.summary().items() if k not in _RESTATED}
+        return _few(own), value.data
     if isinstance(value, xr.Dataset):
         return _few({str(k): v.item() for k, v in value.data_vars.items() if not v.ndim}), value
     named = value if isinstance(value, Mapping) else {VALUE: value}
@@ -184,7 +198,11 @@ def _few(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """What stands in a table with one row a cell; JSON has no word for infinity, so it is one in quotes."""
     kinds = bool | int | float | str | None
     kept = {k: v for k, v in numbers.items() if isinstance(v, kinds)}
-    kept = {k: v for k, v in kept.items() if k not in ("kind", "title", "finding")}
+    large = [k for k, v in kept.items() if isinstance(v, int) and abs(v) >= 2**63]
+    if large:
+        raise TypeError(
+            f"{large[0]!r} is a whole number of more than 64 bits, which no table holds."
+        )
     return {k: _strict(v) for k, v in kept.items()}
 
 
