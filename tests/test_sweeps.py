@@ -1,5 +1,6 @@
 """Sweeps: what identifies a cell, what is computed again, what is joined, and what survives."""
 
+import functools
 import json
 import math
 import shutil
@@ -143,6 +144,8 @@ def test_keys_know_what_a_function_does_and_holds() -> None:
     ):
         with pytest.raises(TypeError, match=message):
             keys(cells.layers, models=loader, **asked)
+    cached = functools.cache(_scaled(3.0))
+    assert keys(cached) == keys(_scaled(3.0))
     loads = [lambda: tv.load_model("toy"), lambda: tv.load_model("smollm2-135m")]
     one, other = (keys(cells.layers, models=load, **asked) for load in loads)
     assert one != other

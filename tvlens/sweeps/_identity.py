@@ -157,6 +157,8 @@ def of_function(function: Callable[..., Any]) -> dict[str, Any]:
     if isinstance(function, type):
         source = hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:_DIGITS]
         return {"class": name, "source": source}
+    if isinstance(function, functools._lru_cache_wrapper):
+        return of_function(function.__wrapped__)
     if not isinstance(function, types.FunctionType):
         return {"function": name, "self": plain(function, what="a callable object")}
     held = {
