@@ -102,6 +102,7 @@ RANKS = [
     {"executors"},
     {"sweeps"},
     {"reports", "pages", "testing"},
+    {"exercises"},
     {"cli", "_terminal"},
 ]
 

@@ -549,7 +549,6 @@ def test_single_precision_has_the_same_p() -> None:
     assert np.array_equal(sign_flip(effects), np.full(200, 2.0**-7))
 
 
-
 @pytest.mark.parametrize("n", [14, 40])
 def test_a_clear_effect_outlives_the_correction_for_many_cells(n: int) -> None:
     effects = 1 + 0.1 * np.random.default_rng(0).standard_normal((n, 900))
