@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 PYTEST := -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-bridge lint fast docs clean
+.PHONY: help demo test test-bridge test-wheel lint fast docs clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -72,5 +72,17 @@ $(BRIDGE)/.dev: $(VENV)/.dev
 	@$(BRIDGE)/bin/python -m pip check
 	@touch $@
 
+# As a user has it: the wheel, in an environment that holds nothing else, run from outside the repository.
+README_CODE = import re; print(re.findall(r"```python\n(.*?)```", open("README.md").read(), re.S)[0])
+test-wheel: $(VENV)/.run  ## Build the wheel, install it into an empty environment, run README's first example
+	@rm -rf .venv-wheel && $(BIN)/python -m venv .venv-wheel
+	@$(PIP) wheel --no-deps --wheel-dir .venv-wheel .
+	@.venv-wheel/bin/python -m pip --disable-pip-version-check --quiet install --no-compile \
+	  --constraint constraints.txt .venv-wheel/tvlens-*.whl
+	@.venv-wheel/bin/python -m pip check
+	@$(BIN)/python -c '$(README_CODE)' > .venv-wheel/readme.py
+	@cd .venv-wheel && bin/python -I -c 'import tvlens; print("Running", tvlens.__file__)' && bin/python -I readme.py \
+	  && bin/tvlens --help > /dev/null
+
 clean:  ## Remove the environments and what the commands wrote
-	rm -rf $(VENV) $(BRIDGE) tvlens-demo docs/_build
+	rm -rf $(VENV) $(BRIDGE) .venv-wheel tvlens-demo docs/_build

@@ -135,6 +135,9 @@ CALLS: list[tuple[str, str, str, str]] = [
     ("tv.TunedLens(torch.zeros(1, 3, 2), torch.zeros(1, 2), (0,))", "tuned lens", "(1, 3, 2)", "square"),
     ("tv.TunedLens.train(m, 'too short')", "text", "9 tokens", "at least 32"),
     ("tv.TunedLens.load(tmp / 'upper.safetensors', m)", "tuned lens", "upper.safetensors", "saved by tvlens"),
+    ("tv.explore(m, 'a->', layr=1)", "setting", "'layr'", "layer"),
+    ("tv.explore(m, task='to_uper')", "task", "'to_uper'", "to_upper"),
+    ("tv.Explorer(m, {}, {'mine': 3}, seed=0)", "vectors['mine']", "3 (int)", "TaskVector"),
     ("tv.check_model(m, checks=['hoks'])", "check", "'hoks'", "hook_names"),
     # parts of the model
     ("tv.attribute(m, A, answers='x', by='layers')", "by", "'layers'", "layer"),

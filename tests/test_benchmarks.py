@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import cells, layer_sweep, memory, patching, suite, sweep, table
+from benchmarks import cells, explore, layer_sweep, memory, patching, suite, sweep, table
 from tests.tiny import needs_hooked
 
 KEYS = {"name", "ratio", "ours_s", "peer_s", "repeats", "max_abs_diff", "device"}
@@ -41,6 +41,11 @@ def test_sweep() -> None:
 @pytest.mark.slow
 def test_memory_of_a_sweep_is_flat() -> None:
     assert sweep.soak(200)["growth"] < 0.05
+
+
+def test_explore() -> None:
+    record = explore.record("toy", repeats=1)
+    assert record["max_abs_diff"] < 1e-5 and set(record) >= KEYS | {"map_s", "open_s"}
 
 
 def test_cells_of_a_shape() -> None:

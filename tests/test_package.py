@@ -101,7 +101,7 @@ RANKS = [
     {"icl"},
     {"executors"},
     {"sweeps"},
-    {"reports", "pages", "testing"},
+    {"reports", "pages", "testing", "widget"},
     {"exercises"},
     {"cli", "_terminal"},
 ]

@@ -87,6 +87,8 @@ if TYPE_CHECKING:
     from tvlens.tasks import register_task as register_task
     from tvlens.templates import Template as Template
     from tvlens.vectors import TaskVector as TaskVector
+    from tvlens.widget import Explorer as Explorer
+    from tvlens.widget import explore as explore
 
 _HOME = {
     "load_model": "tvlens.models",
@@ -157,6 +159,8 @@ _HOME = {
     "load": "tvlens.results",
     "report": "tvlens.reports",
     "cite": "tvlens.citations",
+    "explore": "tvlens.widget",
+    "Explorer": "tvlens.widget",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore
