@@ -58,7 +58,7 @@ $(VENV)/.dev: $(VENV)/.run
 # What no model has a part in is the same in both environments.
 BRIDGE_TESTS := $(addprefix tests/test_,answers.py attribution.py attribution_against_lens.py attribution_gradients.py \
   attribution_patching.py bridge.py bridge_models.py circuits_edges.py circuits_faithfulness.py cli.py compare.py \
-  function_vectors.py heads.py injection.py ioi.py layer_sweep.py learning.py lens.py models.py package.py prompts.py vectors.py) \
+  function_vectors.py heads.py injection.py ioi.py layer_sweep.py learning.py lens.py models.py package.py prompts.py prose.py troubleshooting.py vectors.py) \
   $(wildcard tests/test_engine*.py tests/test_model_*.py tests/test_patching*.py) tvlens --ignore=tvlens/icl
 
 # It stands on the first environment and has a TransformerLens of its own before that one's: seconds, not minutes.

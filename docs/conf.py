@@ -6,12 +6,14 @@ unpacked already, and shown without outputs elsewhere (or with ``TVLENS_DOCS_TOU
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import tvlens
 from tvlens import list_models
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
 # Sphinx reads no page outside its own folder.
 shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", dirs_exist_ok=True)
 
@@ -28,6 +30,9 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "backlinks",
+    "figures",
+    "gallery",
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 suppress_warnings = ["config.cache"]

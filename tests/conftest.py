@@ -9,6 +9,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Threads that wait by spinning are many times slower where other processes share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,22 @@ def smollm2_folder(smollm2: Any) -> Path:
     from tvlens.models._wheels import cache_root, folder_of
 
     return folder_of(KNOWN["smollm2-135m"], cache_root())
+
+
+@pytest.fixture
+def own_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers, and modules from outside that it imports for that, no other test sees."""
+    from tvlens import experiments, results, tasks
+
+    experiments.discover()  # what is registered for good must not be taken back
+    monkeypatch.setattr(experiments.REGISTRY, "functions", dict(experiments.REGISTRY.functions))
+    monkeypatch.setattr(results, "_KINDS", dict(results._KINDS))
+    monkeypatch.setattr(tasks, "_registered", dict(tasks._registered))
+    folders = list(sys.path)
+    yield
+    added = [folder for folder in sys.path if folder not in folders]
+    sys.path[:] = folders
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and str(Path(file).parent) in added:
+            del sys.modules[name]

@@ -10,7 +10,7 @@ import tvlens as tv
 from tests import tiny
 from tvlens.attribution import attribute, attribute_gradients, writers
 from tvlens.plots import attribution as figures
-from tvlens.plots.theme import DIVERGING
+from tvlens.plots.palette import DIVERGING, PAPER
 
 PROMPTS = ["example:cat->CAT <dog->", "one two $three$"]
 
@@ -38,7 +38,7 @@ def test_the_waterfall_ends_at_the_total(result: Any) -> None:
     assert total.y[0] == pytest.approx(float(result.data["total"].mean()))
     assert steps[len(shares)] == pytest.approx(float(result.data["residual"].mean()))
     # In greyscale the two ways are told apart by filling.
-    assert takes.marker.color == "white" and adds.marker.color != "white"
+    assert takes.marker.color == PAPER and adds.marker.color != PAPER
     assert figure.layout.xaxis.ticktext[-2:] == ("residual", "<b>total</b>")
     hover = dict(zip([*adds.x, *takes.x], [*adds.customdata, *takes.customdata], strict=True))
     assert "<b>embedding</b>" in hover[0] and "sum so far" in hover[0]

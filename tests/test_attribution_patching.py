@@ -212,7 +212,7 @@ def test_the_cell_that_fails_is_named(compared: tuple[Patching, Patching]) -> No
     assert worst.loc[0, "error"] == pytest.approx(3 * largest, rel=1e-4)
     assert "1 is off" in found.finding() and "layer 1, position 5" in found.finding()
     figure = found.plot()
-    failed = [trace for trace in figure.data if trace.name == "z, off"]
+    failed = [trace for trace in figure.data if trace.name == "z, outside the band"]
     assert len(failed) == 1 and "layer 1, head 2, position 5" in failed[0].customdata[0]
 
 

@@ -283,6 +283,25 @@ def test_top_circuits_have_the_largest_scores() -> None:
     assert np.abs(found.data["score"]).min() >= rest.max()
 
 
+def test_random_circuits_hang_together_and_ask_no_scores() -> None:
+    scores = scored("llama", KIND)
+    turned = EdgeScores(scores.data.assign(score=-2 * scores.score))
+    found = {seed: circuit(scores, n_edges=30, method="random", seed=seed) for seed in (0, 1)}
+    assert (found[0].chosen == circuit(turned, n_edges=30, method="random").chosen).all()
+    assert (found[0].chosen != found[1].chosen).any() and found[0].chosen_by == "random"
+    assert found[1].provenance["seed"] == 1
+    for one in found.values():
+        assert one.chosen.sum() == 30 and not (one.chosen & ~scores.graph.edges).any()
+        # Each ends in the logits, or in someone who is listened to.
+        for _, receiver in np.argwhere(one.chosen):
+            speaks = list(scores.graph.speaks(int(receiver)))
+            assert receiver == len(scores.graph.receivers) - 1 or one.chosen[speaks].any()
+    # Over many draws every edge has its turn: none is left out, and none is always there.
+    drawn = [circuit(scores, n_edges=40, method="random", seed=seed).chosen for seed in range(200)]
+    share = np.mean(drawn, axis=0)[scores.graph.edges]
+    assert share.min() > 0 and share.max() < 0.5
+
+
 def test_circuits_are_saved_read_and_drawn(tmp_path: Any) -> None:
     scores = scored("llama", KIND)
     found = circuit(scores, n_edges=40, method="top")
@@ -301,7 +320,7 @@ def test_circuits_are_saved_read_and_drawn(tmp_path: Any) -> None:
     # Layers go upwards, and an edge never goes down.
     for trace in figure.data:
         if trace.mode == "lines":
-            ends = np.array([y for y in trace.y if y is not None]).reshape(-1, 9)
+            ends = np.array([y for y in trace.y if y is not None]).reshape(-1, 17)
             assert (ends[:, -1] > ends[:, 0]).all()
     empty = circuit(scores, n_edges=0)
     assert Circuit.load(empty.save(tmp_path / "empty.nc")).n_edges == 0

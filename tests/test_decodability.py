@@ -314,7 +314,16 @@ def test_file_round_trip_and_figures(found: Decodability, tmp_path: Path) -> Non
     )
     figure = steer_and_decode(table)
     points = {t.name: t for t in figure.data}
-    assert points["steerable, not decodable"].text == ("char_to_int",)
+    (lost,) = points["steerable, not decodable"].customdata
+    assert lost.startswith("<b>char_to_int</b>")
+    # Every point has its name beside it, in its colour.
+    named = {
+        note.text: note for note in figure.layout.annotations if not note.text.startswith("<i>")
+    }
+    assert set(named) == set(table["task"])
+    for name, row in table.set_index("task").iterrows():
+        assert (named[name].x, named[name].y) == (row["auc"], row["steer"])
+    assert named["char_to_int"].font.color == points["steerable, not decodable"].marker.color
     assert points["decodable, not steerable"].x[0] == table["auc"].iloc[2]
     assert list(points["other tasks' thetas (mean)"].x) == table["auc_other"].tolist()
     assert "reading" in steer_and_decode(table, x="auc_best").layout.xaxis.title.text

@@ -153,7 +153,7 @@ def test_curves_say_the_step_that_they_show(found: Coopetition) -> None:
     for trace in thick:
         np.testing.assert_array_equal(trace.customdata, found.data["step"])
         np.testing.assert_array_equal(trace.x, found.data["step"] + 1)
-        assert "step %{customdata}" in trace.hovertemplate and "%{x}" not in trace.hovertemplate
+        assert "step %{customdata:,}" in trace.hovertemplate and "%{x}" not in trace.hovertemplate
 
 
 def test_bad_input() -> None:

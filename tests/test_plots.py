@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from tests.fake_results import STRANGE, FakeSweep, sweep_data
 from tvlens import plots
 from tvlens.intervals import wilson
 from tvlens.plots import theme
+from tvlens.plots._axes import color_bar, powers, steps_on_log
+from tvlens.plots._labels import rows
 
 
 def traces(figure, name):
@@ -83,10 +86,77 @@ def test_long_tokens_are_cut_before_they_are_escaped():
 def test_titles_wrap_and_make_room():
     short = theme.titled(theme.figure(height=400), "Short")
     long = theme.titled(theme.figure(height=400), "word " * 40, subtitle="<small>")
-    assert long.layout.title.text.count("<br>") == 4
+    assert long.layout.title.text.count("<br>") == 3
     assert long.layout.height - short.layout.height == long.layout.margin.t - short.layout.margin.t
     assert "&lt;small&gt;" in long.layout.title.text
     assert long.layout.meta["subtitle"] == "<small>"
+
+
+def parts_of(title):
+    """What is set large, and what small."""
+    text = theme.titled(theme.figure(), title).layout.title.text
+    large, small = [], []
+    for line in text.split("<br>"):
+        (large if line.startswith("<b>") else small).append(re.sub("<.*?>", "", line))
+    return " ".join(large), " ".join(small)
+
+
+def test_long_titles_go_on_in_small_letters():
+    first, second = "word " * 30 + "end;", "the rest (a; b) goes on."
+    assert parts_of(f"{first} {second}") == (first, second)
+    # Brackets hold no end of a clause, and what fits is not cut.
+    one = "word " * 20 + "(in; brackets. too) " + "word " * 20
+    assert parts_of(one) == (one.strip(), "")
+    assert parts_of("One. Two; three.") == ("One. Two; three.", "")
+    endless = "a; " + "word " * 400
+    large, small = parts_of(endless)
+    assert large == "a;" and small.endswith("…") and len(small) < 330
+    assert theme.titled(theme.figure(), endless).layout.meta["title"] == endless
+
+
+def test_names_keep_off_each_other():
+    x, y = [0.0, 0.1, 0.2, 0.15, 5.0], [1.0, 1.0, 1.0, 0.5, 1.0]
+    found = rows(x, y, [1.0] * 5, tall=0.1)
+    assert found == [0, 1, 2, 0, 0]
+    # One that is higher by a row already is in nobody's way.
+    assert rows([0.0, 0.1], [1.0, 1.1], [1.0, 1.0], tall=0.1) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (1, 5e6, ["1", "10", "100", "1,000", "10,000", "10<sup>5</sup>", "10<sup>6</sup>"]),
+        (0.002, 0.5, ["0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]),
+        (1e-8, 1e-6, ["10<sup>−8</sup>", "10<sup>−7</sup>", "10<sup>−6</sup>"]),
+        (33, 44, ["33", "44"]),
+        (7, 7, ["7"]),
+    ],
+)
+def test_powers_are_the_ticks_of_logarithmic_axes(low, high, shown):
+    axis = powers(low, high)
+    assert axis["ticktext"] == shown
+    assert all(0.99 * low <= tick <= 1.01 * high for tick in axis["tickvals"])
+    assert len(powers(1, 1e12, most=4)["tickvals"]) <= 4
+
+
+def test_step_0_stands_at_the_left_end_of_a_logarithmic_axis():
+    at, axis = steps_on_log([0, 4, 400])
+    assert at.tolist() == [2, 4, 400]
+    assert axis["ticktext"] == ["0", "5", "10", "20", "50", "100", "200"]
+    assert axis["tickvals"][0] == 2 and axis["range"][0] < np.log10(2)
+    at, axis = steps_on_log([10, 1000])
+    assert at.tolist() == [10, 1000] and axis["ticktext"] == ["10", "100", "1,000"]
+    at, axis = steps_on_log([0])
+    assert at.tolist() == [1] and axis["ticktext"] == ["0"]
+
+
+def test_titles_of_colour_bars_are_as_long_as_the_plot():
+    said = "share of logit difference: 0 corrupted, 1 clean"
+    assert color_bar(said, height=400)["title"]["text"] == said
+    low = color_bar(said, height=120)
+    assert max(map(len, low["title"]["text"].split("<br>"))) * 6 < 120
+    assert low["nticks"] < color_bar(said, height=400)["nticks"]
+    assert color_bar("<b>", height=100, thickness=3)["title"]["text"] == "&lt;b&gt;"
 
 
 # --- accuracy by layer ----------------------------------------------------------------------

@@ -1,14 +1,15 @@
 import base64
 import io
+import json
 import re
-import shutil
-import subprocess
 
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from tests.browser import browse, drawn
 from tests.fake_results import FakeSweep, sweep_data
+from tvlens.plots import palette
 from tvlens.reports import report
 from tvlens.results import Result
 
@@ -78,7 +79,7 @@ def test_sections_hold_finding_method_provenance_and_sources(results, markup):
 def test_summary_puts_an_interval_into_one_cell(results, markup):
     row = results[0].summary()
     low, high = row["hypothesis_low"], row["hypothesis_high"]
-    assert f"{row['hypothesis']:.2f} <small>{low:.2f}–{high:.2f}</small>" in markup
+    assert f"{row['hypothesis']:.2f} <small>{low:.2f} to {high:.2f}</small>" in markup
     heads = re.findall(r"<th>([\w ]*)</th>", markup)
     assert "hypothesis" in heads and "query blind" in heads
     assert "hypothesis low" not in heads
@@ -104,7 +105,7 @@ def test_figure_titles_become_captions(results, markup):
 
 def test_one_result_needs_no_overview(results, tmp_path):
     page = report(results[0], tmp_path / "one.html").read_text(encoding="utf-8")
-    assert 'id="overview"' not in page
+    assert 'id="overview"' not in page and 'id="summary"' not in page and "#summary" not in page
     assert "<title>to_upper · fake-135m</title>" in page
 
 
@@ -125,9 +126,41 @@ def test_other_kinds_and_foreign_figures(results, tmp_path):
     data = results[0].data.assign_attrs(tvlens='{"schema": 1, "kind": "plain_kind"}')
     page = report([results[0], Plain(data)], tmp_path / "two.html").read_text(encoding="utf-8")
     assert "<figcaption><b>Seen here</b></figcaption>" in page
-    assert "<td>–</td><td>1,234</td><td>yes</td>" in page
+    rows = re.findall(r"<tr><th scope=row>([\w ]+)</th>(<td>.*?</td>)</tr>", page)
+    assert rows[-3:] == [
+        ("share", "<td>–</td>"), ("n", "<td>1,234</td>"), ("ok", "<td>yes</td>"),
+    ]  # fmt: skip
     assert "plain \\ud800 ␀" in page
     assert "<title>2 results</title>" in page
+
+
+def test_kinds_alone_are_summed_up_in_words(results, tmp_path):
+    class Alone(FakeSweep):
+        kind = "alone_kind"
+
+        def tables(self):
+            return {"By <word>": pd.DataFrame({"x": [0.5], "x_low": [0.25], "x_high": [1.0]})}
+
+        def figures(self):
+            return {"main": self.plot(title=self.finding()), "map": self.plot(title=self.finding())}
+
+    data = sweep_data("alone", layers=4, n=4)
+    note = json.loads(data.attrs["tvlens"]) | {"kind": "alone_kind"}
+    alone = Alone(data.assign_attrs(tvlens=json.dumps(note)))
+    page = report([*results[:2], alone], tmp_path / "three.html").read_text(encoding="utf-8")
+    summary = page[page.index('id="summary"') : page.index('id="overview"')]
+    assert summary.count("<table>") == 1 and summary.count("<tr>") == 1 + 2
+    assert f'<li><a href="#result-3">alone</a>: {alone.finding()}</li>' in summary
+    section = re.sub(
+        r"<script.*?</script>", "", page[page.index('id="result-3"') :], flags=re.DOTALL
+    )
+    # What the section says is not said again above its figures.
+    assert section.count(alone.finding()) == 1
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", section)
+    assert captions[0].startswith("<small>fake-135m") and captions[1].startswith("<b>Map</b><br>")
+    folded = re.findall(r"<details><summary>(.*?)</summary>", section)
+    assert folded == ["By &lt;word&gt;", "All numbers", "Provenance"]
+    assert "<tr><th>x</th></tr><tr><td>0.50 (0.25 to 1.00)</td></tr>" in section
 
 
 @pytest.mark.slow
@@ -142,27 +175,6 @@ def test_bad_input(results, tmp_path):
 
 
 # --- in a browser ---------------------------------------------------------------------------
-
-
-def browse(path, folder, *, width):
-    """Open a page in headless Chromium, and give its DOM and what it wrote to the console."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next((found for name in names if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"needs a browser on the PATH, one of: {', '.join(names)}")
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--no-first-run",
-        f"--user-data-dir={folder}", "--enable-logging=stderr", "--v=0",
-        f"--window-size={width},900", "--virtual-time-budget=20000", "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-    dom = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
-    return dom, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-def drawn(dom):
-    return len(re.findall(r'class="plot js-plotly-plot"', dom)), dom.count('class="main-svg"')
 
 
 @pytest.mark.browser
@@ -189,3 +201,58 @@ def test_a_broken_figure_is_seen_and_stops_no_other(page, tmp_path):
     assert console
     assert drawn(dom)[0] == 7
     assert dom.count("This figure could not be drawn.</p>") == 1
+
+
+def restyled(page, folder, *, script=""):
+    """The page as a reader with a dark screen gets it."""
+    path, text = folder / "dark.html", page.read_text(encoding="utf-8")
+    assert text.count("@media (prefers-color-scheme: dark)") == 1
+    text = text.replace("@media (prefers-color-scheme: dark)", "@media all")
+    path.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    return path
+
+
+def rgb(color):
+    return f"rgb({', '.join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))})"
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_figures_follow_the_page_into_the_dark(page, tmp_path):
+    used = (palette.INK, palette.BLUE, palette.ORANGE, palette.GREEN, palette.MUTED, palette.GRID)
+    light, _ = browse(page, tmp_path / "light", width=1200)
+    dark, console = browse(restyled(page, tmp_path), tmp_path / "profile", width=1200)
+    assert console == []
+    for color in used:
+        assert rgb(color) in light and rgb(palette.DARK[color]) not in light
+        assert rgb(color) not in dark and rgb(palette.DARK[color]) in dark
+    assert dark.count(f"background: {rgb(palette.DARK[palette.PAPER])}") >= 8
+    # Scales are turned round: what was white is the paper, the darkest blue is the lightest.
+    ends = [set(re.findall(r'stop-color="(rgb.*?)"', dom)) for dom in (light, dark)]
+    assert rgb("#ffffff") in ends[0] and rgb("#00395a") in ends[0]
+    assert rgb(palette.DARK[palette.PAPER]) in ends[1] and not ends[0] & ends[1]
+    # Headings hold their colour in their text.
+    assert f"color:{palette.MUTED}" in light and f"color:{palette.MUTED}" not in dark
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_paper_is_light(page, tmp_path):
+    script = "addEventListener('load', () => setTimeout(() => dispatchEvent(new Event('beforeprint')), 9000))"
+    dom, console = browse(restyled(page, tmp_path, script=script), tmp_path / "profile", width=1200)
+    assert console == [] and drawn(dom)[0] == 8
+    assert rgb(palette.BLUE) in dom and rgb(palette.DARK[palette.BLUE]) not in dom
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_legend_that_wraps_takes_nothing_from_the_plot(page, tmp_path):
+    tall = {}
+    for width in (500, 1200):
+        dom, _ = browse(page, tmp_path / str(width), width=width)
+        # The area of each figure's first plot; a legend of seven entries is seven lines on a phone.
+        areas = re.findall(r'class="nsewdrag drag" data-subplot="xy"[^>]*? height="([\d.]+)"', dom)
+        tall[width] = [float(height) for height in areas]
+    assert len(tall[500]) == len(tall[1200]) >= 8
+    for narrow, wide in zip(tall[500], tall[1200], strict=True):
+        assert narrow > 0.93 * wide

@@ -685,7 +685,12 @@ def test_a_sweep_is_saved_drawn_and_tabled(tmp_path: Path) -> None:
         found.to_parquet(tmp_path / "cells.csv")
     drawn = found.plot(value="score", x="scale").data[0].z
     assert np.allclose(drawn, found.data["score"].mean("seed").values)
-    assert found.plot().layout.title.text.startswith("<b>score by task and seed")
+    title = found.plot().layout.meta["title"]
+    mean = found.data["score"].mean("scale")
+    assert title.startswith(
+        f"Score is {float(mean.mean()):.2f} on average, from {float(mean.min()):.2f} ("
+    )
+    assert f" to {float(mean.max()):.2f} (" in title
     for channels, message in (
         ({"value": "scor"}, "Nearest: score"),
         ({"x": "sed"}, "Nearest: seed"),

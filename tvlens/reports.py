@@ -1,8 +1,8 @@
 """A report is one file: every figure, number and source of a set of results, with no network.
 
 Plotly's script stands in the file once. Figures are drawn one after the other, those in view first,
-so that a report over many tasks opens at once. Nothing in the page reaches out: its content policy
-forbids it.
+so that a report over many tasks opens at once; they are dark where the reader's screen is, and light
+on paper. Nothing in the page reaches out: its content policy forbids it.
 """
 
 import base64
@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 
 from tvlens._errors import needs
 from tvlens._files import replacing
+from tvlens.pages import cells
 from tvlens.results import Result
 
 _HERE = Path(__file__).parent
@@ -115,7 +116,7 @@ def card(result: Result) -> str:
     Example:
         >>> card(sweep).startswith("<div")  # doctest: +SKIP
     """
-    figure, caption = _untitled(result.plot(), "main")
+    figure, caption = _untitled(result.plot(), "main", said=result.finding())
     drawn = figure.to_html(full_html=False, include_plotlyjs="cdn")
     # Without a network the figure stays empty: say so, and how to see it.
     drawn = drawn.replace("<script ", f'<script onerror="{_OFFLINE}" ', 1)
@@ -128,7 +129,8 @@ def card(result: Result) -> str:
         "background:#fff;color:#1f2933;font-family:system-ui,sans-serif'>"
         f"<div style='font-size:1.15em;font-weight:600'>{_text(result.title)}</div>"
         f"<div style='margin:4px 0 8px'>{_text(result.finding())}</div>"
-        f"<div>{caption}</div><div style='overflow-x:auto'>{drawn}</div>"
+        f"<div>{caption}</div><div style='overflow-x:auto'>"
+        f"<div style='min-width:{_least(figure)}px'>{drawn}</div></div>"
         f"<table style='margin:6px 0;font-size:.9em'><tr>{sizes}</tr></table>"
         f"{_provenance(result)}</div>"
     )
@@ -141,7 +143,9 @@ def _text(value: object) -> str:
 
 def _about(results: list[Result]) -> str:
     notes = [result.provenance for result in results]
+    # What was trained for a study has no name, only its sizes.
     models = sorted({str(note["model"]) for note in notes if "model" in note})
+    models = [name for name in models if "(" not in name]
     when = max((str(note.get("created", "")) for note in notes), default="")[:16].replace("T", " ")
     count = f"{len(results)} result{'s' if len(results) > 1 else ''}"
     version = notes[0].get("versions", {}).get("tvlens")
@@ -150,7 +154,7 @@ def _about(results: list[Result]) -> str:
 
 
 def _contents(results: list[Result]) -> str:
-    items = [("summary", "Summary")]
+    items = [("summary", "Summary")] if len(results) > 1 else []
     if any(_overview_of(group) for group in _groups(results)):
         items.append(("overview", "Overview"))
     items += [(f"result-{i}", name) for i, name in enumerate(_short(results), start=1)]
@@ -179,31 +183,40 @@ def _groups(results: list[Result]) -> list[list[Result]]:
 
 
 def _summary(results: list[Result]) -> str:
+    """A table of the results of each kind; of a kind alone, what came out."""
+    if len(results) == 1:
+        return ""
     named = zip(results, _short(results), strict=True)
-    places = {id(result): (i, name) for i, (result, name) in enumerate(named, start=1)}
-    tables = []
-    for group in _groups(results):
-        rows = [_cells(result.summary()) for result in group]
-        columns = [
-            name
-            for name in dict.fromkeys(name for row in rows for name in row)
-            if not all(_said(result, name) for result in group)
-        ]
-        head = "".join(f"<th>{_text(name.replace('_', ' '))}</th>" for name in columns)
-        lines = []
-        for result, row in zip(group, rows, strict=True):
-            i, name = places[id(result)]
-            link = f'<a href="#result-{i}">{_text(name)}</a>'
-            cells = "".join(row.get(name, "<td></td>") for name in columns)
-            lines.append(f"<tr><th scope=row>{link}</th>{cells}</tr>")
-        body = "\n".join(lines)
-        tables.append(
-            f"<div class=scroll><table><thead><tr><th></th>{head}</tr></thead>"
-            f"<tbody>{body}</tbody></table></div>"
-        )
-    note = "Small figures are the ends of the intervals."
-    body = "".join(tables)
-    return f'<section id="summary"><h2>Summary</h2>{body}<p class=muted>{note}</p></section>'
+    links = {
+        id(result): f'<a href="#result-{i}">{_text(name)}</a>'
+        for i, (result, name) in enumerate(named, start=1)
+    }
+    groups = _groups(results)
+    alone = [group[0] for group in groups if len(group) == 1]
+    tables = [_compared(group, links) for group in groups if len(group) > 1]
+    lines = [f"<li>{links[id(result)]}: {_text(result.finding())}</li>" for result in alone]
+    found = f"<ul class=findings>{''.join(lines)}</ul>" if lines else ""
+    note = "<p class=muted>Small numbers are the ends of the intervals.</p>" if tables else ""
+    return f'<section id="summary"><h2>Summary</h2>{"".join(tables)}{note}{found}</section>'
+
+
+def _compared(group: list[Result], links: Mapping[int, str]) -> str:
+    rows = [_cells(result.summary()) for result in group]
+    columns = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        if not all(_said(result, name) for result in group)
+    ]
+    head = "".join(f"<th>{_text(name.replace('_', ' '))}</th>" for name in columns)
+    lines = []
+    for result, row in zip(group, rows, strict=True):
+        found = "".join(row.get(name, "<td></td>") for name in columns)
+        lines.append(f"<tr><th scope=row>{links[id(result)]}</th>{found}</tr>")
+    body = "\n".join(lines)
+    return (
+        f"<div class=scroll><table><thead><tr><th></th>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _said(result: Result, name: str) -> bool:
@@ -222,9 +235,9 @@ def _cells(summary: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(value, str | int | float | type(None)):
             continue
         shown = _number(value)
-        if f"{name}_low" in summary and f"{name}_high" in summary:
-            ends = f"{_number(summary[f'{name}_low'])}–{_number(summary[f'{name}_high'])}"
-            shown = f"{shown} <small>{ends}</small>"
+        ends = [summary.get(f"{name}_{end}") for end in ("low", "high")]
+        if not any(end is None or end != end for end in ends):
+            shown += f" <small>{_number(ends[0])} to {_number(ends[1])}</small>"
         cells[name] = f"<td>{shown}</td>"
     return cells
 
@@ -256,46 +269,79 @@ def _overview(results: list[Result]) -> str:
 def _sections(results: list[Result]) -> list[str]:
     sections = []
     for i, result in enumerate(results, start=1):
-        figures = "".join(_figure(name, figure) for name, figure in result.figures().items())
+        finding = result.finding()
+        figures = "".join(
+            _figure(name, figure, said=finding) for name, figure in result.figures().items()
+        )
         method = (
             f"<p class=method><b>Method.</b> {_text(result.method)}</p>" if result.method else ""
         )
         sections.append(
             f'<section id="result-{i}"><h2>{_text(result.title)}</h2>'
-            f"<p class=finding>{_text(result.finding())}</p>{figures}{method}"
+            f"<p class=finding>{_text(finding)}</p>{figures}{_tables(result)}{method}"
             f"<p>{_download(result)}</p>{_provenance(result)}</section>"
         )
     return sections
 
 
-def _figure(name: str, figure: go.Figure) -> str:
+def _tables(result: Result) -> str:
+    """The tables of a result and the numbers of its summary, folded."""
+    tables = {
+        caption: "".join(
+            _row(line, "th" if i == 0 else "td") for i, line in enumerate(cells(frame))
+        )
+        for caption, frame in result.tables().items()
+    }
+    numbers = _cells(result.summary()).items()
+    rows = [
+        f"<tr><th scope=row>{_text(n.replace('_', ' '))}</th>{cell}</tr>" for n, cell in numbers
+    ]
+    tables |= {"All numbers": "".join(rows)} if rows else {}
+    return "".join(
+        f"<details><summary>{_text(caption)}</summary><div class=scroll><table>{rows}</table></div></details>"
+        for caption, rows in tables.items()
+    )
+
+
+def _row(line: list[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{_text(cell)}</{tag}>' for cell in line)}</tr>"
+
+
+def _figure(name: str, figure: go.Figure, *, said: str = "") -> str:
     """Hand a figure to the page: its title as a caption that wraps, the rest as JSON."""
-    figure, caption = _untitled(figure, name)
+    figure, caption = _untitled(figure, name, said=said)
     layout: Any = figure.layout
-    width = layout.meta.get("min_width", 0) if isinstance(layout.meta, dict) else 0
     # "<" could close the script element; JSON may write it as an escape.
     spec = str(figure.to_json()).replace("<", "\\u003c")
     return (
         f'<figure><figcaption>{caption}</figcaption><div class="scroll paper">'
-        f'<div class="plot" style="min-height:{layout.height:.0f}px;min-width:{width}px">'
+        f'<div class="plot" style="min-height:{layout.height:.0f}px;min-width:{_least(figure)}px">'
         f'<script type="application/json">{spec}</script></div></div></figure>'
     )
 
 
-def _untitled(figure: go.Figure, name: str) -> tuple[go.Figure, str]:
-    """Take the title out of a copy of the figure and give it as HTML."""
+def _least(figure: go.Figure) -> int:
+    """How narrow a figure may become before it is scrolled, in pixels."""
+    layout: Any = figure.layout
+    return int(layout.meta.get("min_width", 0)) if isinstance(layout.meta, dict) else 0
+
+
+def _untitled(figure: go.Figure, name: str, *, said: str = "") -> tuple[go.Figure, str]:
+    """Take the title out of a copy of the figure and give it as HTML; where it was said, its name."""
     figure = go.Figure(figure)
     layout: Any = figure.layout
     meta = layout.meta if isinstance(layout.meta, dict) else {}
     heading = meta.get("title") or _strip(layout.title.text or "") or name
-    caption = f"<b>{_text(heading)}</b>"
+    if said and heading == said:
+        heading = "" if name == "main" else name[0].upper() + name[1:]
+    parts = [f"<b>{_text(heading)}</b>"] if heading else []
     if meta.get("subtitle"):
-        caption += f"<br><small>{_text(meta['subtitle'])}</small>"
+        parts.append(f"<small>{_text(meta['subtitle'])}</small>")
     space = meta.get("space", 0)
     layout.update(title={"text": None}, height=(layout.height or 450) - space, width=None)
     if space:
         layout.margin.t -= space
-    return figure, caption
+    return figure, "<br>".join(parts)
 
 
 def _strip(markup: str) -> str:

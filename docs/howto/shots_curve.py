@@ -47,5 +47,6 @@ def shots_curve(model: Any, task: Any, *, n_test=50, seed=0, progress=True) -> S
     name = tv.facts(model).name
     note = collect(kind="shots_curve", task=task.name, model=name, **same)
     coords = {"shots": list(shots), "split": ("prompt", ["test"] * n_test)}
+    coords["query"] = ("prompt", list(made[0].queries))  # intervals count distinct ones
     data = xr.Dataset({"regular": (("shots", "prompt"), right)}, coords=coords)
     return ShotsCurve(data.assign_attrs({ATTRIBUTE: encode(note)}))

@@ -185,8 +185,9 @@ class Circuit(Result):
     table: ClassVar[tuple[str, ...]] = ("sender", "receiver", "score", "live")
     method: ClassVar[str] = (
         "Edges of the largest absolute score: of all edges (top), or taken one after the other from those "
-        "that end in what is in the circuit already, beginning at the logits (greedy). An edge is live "
-        "where it lies on a path of chosen edges from the embedding to the logits; the others change nothing."
+        "that end in what is in the circuit already, beginning at the logits (greedy). A random circuit "
+        "grows in the same way, by edges that are drawn. An edge is live where it lies on a path of chosen "
+        "edges from the embedding to the logits; the others change nothing."
     )
 
     @property
@@ -214,8 +215,9 @@ class Circuit(Result):
 
     @property
     def chosen_by(self) -> str:
-        """How its edges were scored and chosen, such as ``"eap-ig, greedy"``."""
-        return f"{self.provenance['method']}, {self.provenance['choice']}"
+        """How its edges were scored and chosen, such as ``"eap-ig, greedy"``; ``"random"`` asks no scores."""
+        choice = str(self.provenance["choice"])
+        return choice if choice == "random" else f"{self.provenance['method']}, {choice}"
 
     @property
     def nodes(self) -> tuple[str, ...]:

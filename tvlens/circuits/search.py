@@ -2,8 +2,9 @@
 
 The strongest edges may hang in the air: an edge whose sender nobody has told anything, or whose receiver
 nobody listens to, changes nothing. "greedy" grows the circuit from the logits, so that somebody always
-listens; "top" takes the strongest wherever they are. In both, edges on no path from the embedding to the
-logits are marked: they are not live.
+listens; "top" takes the strongest wherever they are. "random" grows like "greedy" but draws its edges, scores
+or not: what a circuit of that size keeps by luck. In all, edges on no path from the embedding to the logits
+are marked: they are not live.
 """
 
 import heapq
@@ -17,24 +18,26 @@ from tvlens._errors import unknown, whole
 from tvlens.circuits.graph import Graph
 from tvlens.circuits.results import Circuit, EdgeScores, node_coords
 
-CHOICES = ("top", "greedy")
+CHOICES = ("top", "greedy", "random")
 
 
-def circuit(scores: EdgeScores, *, n_edges: int, method: str = "greedy") -> Circuit:
+def circuit(scores: EdgeScores, *, n_edges: int, method: str = "greedy", seed: int = 0) -> Circuit:
     """Choose the edges of a circuit by their scores.
 
     Args:
         scores: Scored edges.
         n_edges: How many edges to choose.
         method: ``"greedy"``, from the logits downwards, always the strongest edge that ends in what is
-            chosen already; or ``"top"``, the strongest of all.
+            chosen already; ``"top"``, the strongest of all; or ``"random"``, which grows as greedy does, but
+            by any edges: the control for the other two.
+        seed: Decides which edges ``"random"`` draws.
 
     Returns:
         The circuit, strongest edges first.
 
     Raises:
         ValueError: There are fewer edges, or no such method.
-        TypeError: ``n_edges`` is no whole number, or these are no scores.
+        TypeError: ``n_edges`` or ``seed`` is no whole number, or these are no scores.
 
     Example:
         >>> from tvlens.circuits.edges import edge_scores
@@ -60,7 +63,11 @@ def circuit(scores: EdgeScores, *, n_edges: int, method: str = "greedy") -> Circ
         raise ValueError(
             f"{n_edges:,} edges asked for, but this graph has {graph.n_edges:,}: 0 to {graph.n_edges:,}."
         )
-    chosen = _top(graph, values, n_edges) if method == "top" else _greedy(graph, values, n_edges)
+    sizes, drawn = np.abs(np.nan_to_num(values)), {}
+    if method == "random":
+        drawn = {"seed": whole("seed", seed)}
+        sizes = np.random.default_rng(drawn["seed"]).random(values.shape)
+    chosen = _top(graph, sizes, n_edges) if method == "top" else _grown(graph, sizes, n_edges)
     alive = live(graph, chosen)
     sent, read = np.nonzero(chosen)
     order = np.argsort(-np.abs(values[sent, read]), kind="stable")
@@ -79,25 +86,24 @@ def circuit(scores: EdgeScores, *, n_edges: int, method: str = "greedy") -> Circ
         k: made[k]
         for k in ("metric", "method", "steps", "graph", "model", "n_layers", "model_facts")
     }
-    note = collect(kind=Circuit.kind, choice=method, all_edges=graph.n_edges, **kept)
+    note = collect(kind=Circuit.kind, choice=method, all_edges=graph.n_edges, **drawn, **kept)
     return Circuit(xr.Dataset(table, attrs={ATTRIBUTE: encode(note)}))
 
 
 def _top(
-    graph: Graph, values: Float[np.ndarray, "sender receiver"], n_edges: int
+    graph: Graph, sizes: Float[np.ndarray, "sender receiver"], n_edges: int
 ) -> Bool[np.ndarray, "sender receiver"]:
-    size = np.where(graph.edges, np.abs(np.nan_to_num(values)), -1.0)
-    best = np.argsort(-size.ravel(), kind="stable")[:n_edges]
-    chosen = np.zeros(size.size, dtype=bool)
+    there = np.where(graph.edges, sizes, -1.0)
+    best = np.argsort(-there.ravel(), kind="stable")[:n_edges]
+    chosen = np.zeros(there.size, dtype=bool)
     chosen[best] = True
-    return chosen.reshape(size.shape)
+    return chosen.reshape(there.shape)
 
 
-def _greedy(
-    graph: Graph, values: Float[np.ndarray, "sender receiver"], n_edges: int
+def _grown(
+    graph: Graph, sizes: Float[np.ndarray, "sender receiver"], n_edges: int
 ) -> Bool[np.ndarray, "sender receiver"]:
-    size = np.abs(np.nan_to_num(values))
-    chosen = np.zeros(size.shape, dtype=bool)
+    chosen = np.zeros(sizes.shape, dtype=bool)
     listens = _listens(graph)
     ahead: list[tuple[float, int, int]] = []
     known: set[int] = set()
@@ -106,7 +112,7 @@ def _greedy(
         if receiver not in known:
             known.add(receiver)
             for sender in np.flatnonzero(graph.edges[:, receiver]).tolist():
-                heapq.heappush(ahead, (-float(size[sender, receiver]), sender, receiver))
+                heapq.heappush(ahead, (-float(sizes[sender, receiver]), sender, receiver))
 
     listen(len(graph.receivers) - 1)
     for _ in range(n_edges):

@@ -22,6 +22,7 @@ from tvlens.cli._shared import (
     Shots,
     Style,
     Tasks,
+    experiment_of,
     plain,
     setting,
     tasks_of,
@@ -60,7 +61,9 @@ def demo(
 
 
 def run(
-    name: Annotated[str, typer.Argument(help="An experiment, e.g. layer_sweep.")],
+    name: Annotated[
+        str, typer.Argument(help="An experiment, e.g. layer_sweep, or a .py file that has one.")
+    ],
     model: Model = "smollm2-135m",
     tasks: Tasks = "",
     shots: Shots = None,
@@ -81,6 +84,7 @@ def run(
     Without --tasks it runs on those that are its own default, or else on all.
     """
     console = Console(stderr=True, quiet=as_json)
+    name = experiment_of(name)
     given = {
         "shots": shots,
         "n_dev": n_dev,

@@ -48,6 +48,13 @@ def setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def experiment_of(asked: str) -> str:
+    """Give the name of an experiment; a file is imported, and names the one that it registers."""
+    from tvlens import experiments
+
+    return experiments.read(asked) if asked.endswith(".py") else asked
+
+
 def tasks_of(asked: str) -> "list[Task]":
     """Resolve ``all``, and names and files with commas between them."""
     from tvlens.tasks import PAPER_TASKS, Task, load_task

@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from tvlens._terminal import show, show_tables
-from tvlens.cli._shared import AsJson, Tasks, plain, setting, tasks_of, write
+from tvlens.cli._shared import AsJson, Tasks, experiment_of, plain, setting, tasks_of, write
 
 
 def sweep(
-    name: Annotated[str, typer.Argument(help="An experiment or study, e.g. layer_sweep.")],
+    name: Annotated[
+        str, typer.Argument(help="An experiment or study, or a .py file that has an experiment.")
+    ],
     out: Annotated[str, typer.Option(help="Folder of the sweep, or a URL (s3://...).")],
     models: Annotated[
         str, typer.Option(help="Names, folders, .gguf files or hub ids; smollm2-135m if none.")
@@ -54,6 +56,7 @@ def sweep(
     from tvlens.sweeps import sweep as run_sweep
 
     console = Console(stderr=True, quiet=as_json)
+    name = experiment_of(name)
     settings = dict(map(setting, more or ()))
     found = run_sweep(
         name,

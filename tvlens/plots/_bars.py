@@ -8,9 +8,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens.plots._notes import notes
+from tvlens.plots.palette import GREY, PAPER
 from tvlens.plots.theme import figure, label, percent, titled
-
-GREY = "#7d8896"
 
 
 def grouped(n_groups: int, n_places: int) -> tuple[go.Figure, list[np.ndarray], float]:
@@ -39,6 +38,7 @@ def share_bars(
     color: str,
     what: str = "",
     more: Sequence[str] = (),
+    hatched: bool = False,
     **trace: Any,
 ) -> None:
     """Add one bar a task, with its interval.
@@ -53,6 +53,7 @@ def share_bars(
         color: Their colour.
         what: What of it, for the hover.
         more: Further lines of each task's hover.
+        hatched: Whether the bars are hatched, as those of controls are.
         **trace: What else Plotly is told of the bars.
     """
     rate, low, high = (data[part].values for part in ("accuracy", "low", "high"))
@@ -66,8 +67,11 @@ def share_bars(
         )
         for i, task in enumerate(tasks)
     ]
+    marker: dict[str, Any] = {"color": color, "line": {"width": 0}}
+    if hatched:
+        marker["pattern"] = {"shape": "/", "fgcolor": PAPER, "fillmode": "overlay", "size": 6}
     fig.add_bar(
-        x=at, y=rate, width=width, name=name, marker={"color": color, "line": {"width": 0}},
+        x=at, y=rate, width=width, name=name, marker=marker,
         error_y={"type": "data", "array": high - rate, "arrayminus": rate - low, "color": GREY,
                  "thickness": 1.1, "width": 2},
         customdata=texts, hovertemplate="%{customdata}<extra></extra>", **trace,
@@ -81,13 +85,11 @@ def task_axes(fig: go.Figure, tasks: Sequence[str], *, floor: float = 0) -> None
     fig.update_yaxes(range=[floor, 1.02], title_text="accuracy")
 
 
-def headed(
-    fig: go.Figure, data: xr.Dataset, title: str | None, *small: str, width: int = 92
-) -> go.Figure:
+def headed(fig: go.Figure, data: xr.Dataset, title: str | None, *small: str) -> go.Figure:
     """Set the data's finding above a figure, unless there is a title, and below it model and notes."""
     said = str(data.attrs.get("finding", "")) if title is None else title
     parts = [str(notes(data).get("model", "")), *small]
-    return titled(fig, said, subtitle=" · ".join(filter(None, parts)), width=width)
+    return titled(fig, said, subtitle=" · ".join(filter(None, parts)))
 
 
 def told_shots(data: xr.Dataset) -> str:

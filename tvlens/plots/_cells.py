@@ -8,6 +8,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._words import fixed
+from tvlens.plots._notes import metric_of
+from tvlens.plots.palette import LINE, PAPER
 from tvlens.plots.theme import MONO, label, token_label, visible
 
 # From this share of the scale on, a negative cell is marked: in greyscale both ends look alike.
@@ -110,8 +112,8 @@ def button_row(
         "yanchor": "bottom",
         "pad": {"b": pad, "t": 0, "l": 0},
         "font": {"size": 12},
-        "bgcolor": "white",
-        "bordercolor": "#c5ccd6",
+        "bgcolor": PAPER,
+        "bordercolor": LINE,
         "showactive": True,
     }
 
@@ -172,7 +174,7 @@ def _hover(data: xr.Dataset, how: CellText, i: int, j: int) -> str:
     place = [str(cell["site"].values)] if "site" in cell.coords else []
     place += [f"{d} {cell[d].values}" for d in ("layer", "head", "position") if d in cell.coords]
     lines = [f"<b>{label(', '.join(place))}</b>{_tokens(cell)}"]
-    metric = str(how.note.get("metric", "metric")).replace("_", " ")
+    metric = metric_of(how.note)
     mean = float(cell["mean"])
     if mean != mean:
         return "<br>".join([*lines, "no prompt has this position"])

@@ -14,6 +14,12 @@ def notes(data: xr.Dataset) -> dict[str, Any]:
     return provenance.decode(text) if text else {}
 
 
+def metric_of(note: dict[str, Any]) -> str:
+    """Give what was measured in words, from the provenance."""
+    name = str(note.get("metric", "metric")).replace("_", " ")
+    return "length along theta" if name == "theta" else name
+
+
 def chosen_layer(data: xr.Dataset) -> int | None:
     """Give the layer that dev prompts choose, the lowest of the best; None without dev outcomes."""
     known = notes(data).get("best_layer")

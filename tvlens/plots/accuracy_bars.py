@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from tvlens.plots.theme import GRID, MUTED, ROLES, figure, label, percent, titled
+from tvlens.plots.palette import GREY, GRID, MUTED, PAPER
+from tvlens.plots.theme import ROLES, figure, label, percent, titled
 
 _BARS = ("regular", "hypothesis", "baseline")
 _FLOORS = ("majority", "query_blind", "control")
@@ -61,7 +62,7 @@ def accuracy_bars(
             _floor(fig, table, name)
     _axes(fig, table, headers)
     small = "Error bars: 95% intervals. Marks on the hypothesis bars are its floors."
-    return titled(fig, title or _sentence(table), subtitle=small, width=72)
+    return titled(fig, title or _sentence(table), subtitle=small)
 
 
 def _rows(table: pd.DataFrame, sort: str) -> tuple[pd.DataFrame, dict[float, str]]:
@@ -104,7 +105,7 @@ def _bars(fig: go.Figure, table: pd.DataFrame, name: str, *, offset: float) -> N
         orientation="h",
         name=role.name,
         marker={"color": role.color, "line": {"width": 0}},
-        error_x=error | {"color": "#7d8896", "thickness": 1.2, "width": 2},
+        error_x=error | {"color": GREY, "thickness": 1.2, "width": 2},
         customdata=texts,
         hovertemplate="%{customdata}<extra></extra>",
     )
@@ -125,7 +126,7 @@ def _floor(fig: go.Figure, table: pd.DataFrame, name: str) -> None:
         x=table[name],
         y=table["_at"],
         mode="markers",
-        marker=marker | {"line": {"color": "white", "width": 1.3}},
+        marker=marker | {"line": {"color": PAPER, "width": 1.3}},
         cliponaxis=False,
         name=f"floor: {role.name}",
         customdata=texts,

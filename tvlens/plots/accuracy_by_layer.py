@@ -19,7 +19,8 @@ from plotly.subplots import make_subplots
 from tvlens._errors import unknown
 from tvlens.intervals import accuracy
 from tvlens.plots._notes import chosen_layer, notes
-from tvlens.plots.theme import MUTED, ROLES, Role, figure, label, percent, titled
+from tvlens.plots.palette import MUTED, PAPER
+from tvlens.plots.theme import ROLES, Role, figure, label, percent, titled
 
 _LINES = ("regular", "baseline", "majority")
 _HOVER = "<b>%{meta}</b><br>%{customdata[0]}<br>accuracy %{y:.2f} [%{customdata[1]}]<extra></extra>"
@@ -101,7 +102,7 @@ def accuracy_by_layer(
     if len(panels) == 1:
         _name_best(fig, panels[0])
     sentence, small = _words(panels)
-    return titled(fig, title or sentence, subtitle=small, width=62 if columns < 3 else 90)
+    return titled(fig, title or sentence, subtitle=small)
 
 
 def _named(data: Any) -> dict[str, xr.Dataset]:
@@ -171,7 +172,7 @@ def _canvas(panels: list[_Panel], *, columns: int, x: str) -> go.Figure:
         margin_t=34 if single else 54,
         legend={"y": -58 / plot_height},
         hovermode="closest",
-        meta={"min_width": 0 if single else 270 * columns},
+        meta={"min_width": 0 if single else 310 * columns},
     )
     return fig
 
@@ -292,7 +293,7 @@ def _marks(fig: go.Figure, panel: _Panel, *, legend: bool) -> None:
     index = panel.index
     chosen = Role("layer chosen on dev", ROLES["hypothesis"].color, "dot", "star")
     marker = {"symbol": "star", "size": 13, "color": chosen.color}
-    marker["line"] = {"color": "white", "width": 1}
+    marker["line"] = {"color": PAPER, "width": 1}
     trace = _trace(
         panel, chosen, share.isel(layer=[index]), where[index : index + 1], panel.x[[index]]
     )

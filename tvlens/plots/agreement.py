@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens.plots._cells import number
-from tvlens.plots._notes import notes
-from tvlens.plots.theme import MUTED, ROLES, figure, label, titled, token_label
+from tvlens.plots._notes import metric_of, notes
+from tvlens.plots.palette import INK, MUTED, faint
+from tvlens.plots.theme import ROLES, figure, label, titled, token_label
 
 _SYMBOLS = (
     "circle",
@@ -65,18 +66,15 @@ def agreement_scatter(data: xr.Dataset, *, title: str | None = None) -> go.Figur
                 fig.add_trace(_points(data, at, site, symbol, failed=failed))
     _name_worst(fig, data, far)
     note = notes(data)
-    metric = label(str(note.get("metric", "metric")).replace("_", " "))
-    fig.update_xaxes(
-        title_text=f"change of {metric}, truly patched", zeroline=True, zerolinecolor="#c5ccd6"
-    )
-    fig.update_yaxes(
-        title_text=f"change of {metric}, estimated", zeroline=True, zerolinecolor="#c5ccd6"
-    )
+    metric = label(metric_of(note))
+    fig.update_xaxes(title_text=f"change of {metric}, truly patched", zeroline=True)
+    fig.update_yaxes(title_text=f"change of {metric}, estimated", zeroline=True)
+    fig.update_layout(legend_y=-0.16)
     sentence = data.attrs.get("finding", "") if title is None else title
     small = " · ".join(
         p for p in (str(note.get("model", "")), "band: a tenth of the largest true effect") if p
     )
-    return titled(fig, sentence, subtitle=small, width=72)
+    return titled(fig, sentence, subtitle=small)
 
 
 def _line(fig: go.Figure, x: np.ndarray, y: np.ndarray, far: float) -> None:
@@ -86,7 +84,7 @@ def _line(fig: go.Figure, x: np.ndarray, y: np.ndarray, far: float) -> None:
     fig.add_trace(
         go.Scatter(
             x=np.concatenate([ends, ends[::-1]]), y=np.concatenate([ends - far, ends[::-1] + far]),
-            fill="toself", fillcolor="rgba(95, 107, 122, 0.10)", line_width=0, mode="lines",
+            fill="toself", fillcolor=faint(MUTED, 0.1), line_width=0, mode="lines",
             hoverinfo="skip", showlegend=False,
         )
     )  # fmt: skip
@@ -106,10 +104,10 @@ def _points(
         x=data["true"].values[at],
         y=data["estimated"].values[at],
         mode="markers",
-        name=f"{label(site)}{', off' if failed else ''}",
+        name=f"{label(site)}{', outside the band' if failed else ''}",
         marker={
             "symbol": symbol, "size": 9 if failed else 6, "color": role.faint(0.85 if failed else 0.5),
-            "line": {"width": 1 if failed else 0, "color": "#1f2933"},
+            "line": {"width": 1 if failed else 0, "color": INK},
         },
         customdata=[_cell(data, i) for i in at.tolist()],
         hovertemplate="%{customdata}<extra></extra>",

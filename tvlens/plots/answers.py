@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
-from tvlens.plots._bars import GREY, grouped, headed, share_bars, task_axes, told_shots
-from tvlens.plots.theme import INK, MUTED, ROLES, percent
+from tvlens.plots._bars import grouped, headed, share_bars, task_axes, told_shots
+from tvlens.plots.palette import GREY, INK, MUTED, PAPER
+from tvlens.plots.theme import ROLES, percent
 
 # Run: what it is called, its role.
 _RUNS = {
@@ -21,7 +22,7 @@ _RUNS = {
     "baseline": ("query only", ROLES["baseline"]),
 }
 _KINDS = {"first": ("first token", 0.38, -0.21), "exact": ("whole answer", 1.0, 0.21)}
-_MARK: dict[str, Any] = {"symbol": "diamond", "size": 7, "line": {"color": "white", "width": 0.8}}
+_MARK: dict[str, Any] = {"symbol": "diamond", "size": 7, "line": {"color": PAPER, "width": 0.8}}
 
 
 def answer_bars(
@@ -64,14 +65,22 @@ def answer_bars(
         )  # fmt: skip
     for words, strength, _ in _KINDS.values():
         marker = {"symbol": "square", "size": 11, "color": GREY, "opacity": strength}
-        fig.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=f"right by {words}")
+        fig.add_scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            marker=marker,
+            name=f"right by {words}",
+            hoverinfo="skip",
+        )
     fig.add_scatter(
         x=[None], y=[None], mode="markers", marker=_MARK | {"color": MUTED},
-        name="begins with the whole answer",
+        name="begins with the whole answer", hoverinfo="skip",
     )  # fmt: skip
     task_axes(fig, tasks, floor=-0.015)
     fig.update_layout(height=420, meta={"min_width": 150 * len(tasks) + 120})
-    return headed(fig, data, title, told_shots(data), "error bars: 95% intervals")
+    small = "pale: first token, full: whole answer · error bars: 95% intervals"
+    return headed(fig, data, title, told_shots(data), small)
 
 
 def _several(one: xr.Dataset) -> str:

@@ -12,26 +12,18 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.colors import sample_colorscale
 
+from tvlens.plots._axes import color_bar
 from tvlens.plots._cells import number
-from tvlens.plots._notes import notes
-from tvlens.plots.theme import (
-    DIVERGING,
-    INK,
-    MONO,
-    MUTED,
-    ROLES,
-    figure,
-    label,
-    titled,
-    visible,
-)
+from tvlens.plots._notes import metric_of, notes
+from tvlens.plots.palette import DIVERGING, EMPTY, INK, LINE, MUTED, PAPER
+from tvlens.plots.theme import MONO, ROLES, figure, label, titled, visible
 
 _ADDS, _TAKES = ROLES["hypothesis"].color, ROLES["query_blind"].color
-_EMPTY = "#eceff4"
 _LONGEST = 18  # characters of a token
 _LINE = 64  # characters of highlighted text in a row
 _MOST_PROMPTS = 40
 _MARKED = 0.2  # share of the scale from which on a negative value is marked
+_ROLES = {"other": "words around", "last": "last token"}
 _KINDS = {
     "embedding": "embedding",
     "positional_embedding": "positions",
@@ -69,7 +61,7 @@ def waterfall(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     names = [*map(str, data["part"].values), "residual (what the parts miss)"]
     fig = figure()
     hover = [_step(data, i, names[i], ends) for i in range(len(shares))]
-    hover.append(f"<b>{label(names[-1])}</b><br>{number(missed, 6)}")
+    hover.append(f"<b>{label(names[-1])}</b><br>{missed:.0e}".replace("-", "−"))
     up = steps >= 0
     _bars(fig, np.flatnonzero(up), steps, ends, hover, adds=True)
     _bars(fig, np.flatnonzero(~up), steps, ends, hover, adds=False)
@@ -84,8 +76,8 @@ def waterfall(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     fig.update_xaxes(tickvals=ticks, ticktext=texts, showgrid=False, tickangle=-55, ticks="")
     fig.update_yaxes(title_text=_metric(data), zeroline=True, zerolinecolor=MUTED)
     fig.update_layout(
-        height=430, barmode="overlay", bargap=0.1, margin={"b": 110, "r": 20},
-        meta={"min_width": max(9 * len(steps), 520)},
+        height=430, barmode="overlay", bargap=0.1, margin={"b": 90, "r": 20},
+        meta={"min_width": max(12 * len(steps), 520)},
         legend={"y": 1.0, "yanchor": "bottom", "x": 0},
     )  # fmt: skip
     return _entitled(fig, data, title, "each layer: attention, then MLP")
@@ -108,7 +100,7 @@ def _bars(
             y=steps[at],
             base=(ends - steps)[at],
             width=0.8,
-            marker={"color": color if adds else "white", "line": {"color": color, "width": 1.5}},
+            marker={"color": color if adds else PAPER, "line": {"color": color, "width": 1.5}},
             name="adds" if adds else "takes away",
             customdata=[hover[i] for i in at],
             hovertemplate="%{customdata}<extra></extra>",
@@ -198,16 +190,23 @@ def token_highlights(
     fig.update_xaxes(visible=False, range=[-0.5, width + 0.5])
     fig.update_yaxes(visible=False, range=[most - 0.4, -0.6])
     fig.update_layout(
-        height=40 * most + 60 + 40 * (len(shown) > 1),
-        margin={"l": 16, "r": 20, "b": 16, "t": 20 + 46 * (len(shown) > 1)},
-        meta={"min_width": 9 * width + 120},
+        height=40 * most + 84 + 46 * (len(shown) > 1),
+        margin={"l": 16, "r": 20, "b": 64, "t": 20 + 46 * (len(shown) > 1)},
+        meta={"min_width": 9 * width + 40},
         coloraxis={
-            "colorscale": DIVERGING, "cmin": -half, "cmax": half,
-            "colorbar": {"title": {"text": label(_metric(data)), "side": "right", "font": {"size": 12}},
-                         "thickness": 10, "outlinewidth": 0, "len": 1, "nticks": 5},
+            "colorscale": DIVERGING, "cmin": -half, "cmax": half, "colorbar": _lying(_metric(data)),
         },
     )  # fmt: skip
     return _entitled(fig, data, title, "␣ space")
+
+
+def _lying(said: str) -> dict[str, Any]:
+    """A colour bar below the text, which may be one line."""
+    bar = color_bar(
+        said, height=400, orientation="h", len=0.4, lenmode="fraction", x=0, xanchor="left"
+    )
+    return bar | {"y": 0, "yanchor": "top", "thickness": 8, "ypad": 6, "xpad": 2,
+                  "title": {"text": label(said), "side": "bottom", "font": {"size": 12}}}  # fmt: skip
 
 
 def _rows(data: xr.Dataset, prompt: int, width: int) -> list[list[tuple[int, str]]]:
@@ -250,7 +249,7 @@ def _tokens(
         x=[size - 0.15 for size in sizes], y=[line for line, _, _ in placed], base=base, orientation="h",
         width=0.8, text=shown, textposition="inside", insidetextanchor="middle", textangle=0,
         textfont={"family": MONO, "size": 13}, constraintext="none", cliponaxis=False,
-        marker={"color": colors, "line": {"color": _EMPTY, "width": 1}},
+        marker={"color": colors, "line": {"color": EMPTY, "width": 1}},
         customdata=hover, hovertemplate="%{customdata}<extra></extra>", visible=first, showlegend=False,
     )  # fmt: skip
 
@@ -265,7 +264,7 @@ def _choose(shown: list[int], prompt: int) -> dict[str, Any]:
         }
         for i in shown
     ]
-    look = {"font": {"size": 12}, "bgcolor": "white", "bordercolor": "#c5ccd6", "pad": {"b": 18}}
+    look = {"font": {"size": 12}, "bgcolor": PAPER, "bordercolor": LINE, "pad": {"b": 18}}
     place = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
     return {"buttons": buttons, "active": shown.index(prompt), "type": "dropdown", **place, **look}
 
@@ -301,38 +300,43 @@ def origins(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     names = [
         f"demonstration {d}" if d.isdecimal() else d for d in map(str, data["demonstration"].values)
     ]
-    fig = figure(height=36 * len(z) + 90, plot_bgcolor=_EMPTY)
+    fig = figure(height=36 * len(z) + 90, plot_bgcolor=EMPTY)
     fig.add_trace(
         go.Heatmap(
-            z=z, x=names, y=[label(role) for role in data["role"].values], customdata=hover,
+            z=z, x=names, y=[_role(role) for role in data["role"].values], customdata=hover,
             text=[[number(value, 2) for value in row] for row in z], texttemplate="%{text}",
             textfont={"family": MONO, "size": 11}, hovertemplate="%{customdata}<extra></extra>",
             coloraxis="coloraxis", xgap=1, ygap=1,
         )
     )  # fmt: skip
-    fig.update_yaxes(autorange="reversed", showgrid=False, ticks="")
-    fig.update_xaxes(showgrid=False, ticks="")
+    fig.update_yaxes(autorange="reversed", showgrid=False, ticks="", title_text="tokens of")
+    fig.update_xaxes(showgrid=False, ticks="", title_text="what attention reads")
     fig.update_layout(
         coloraxis={
             "colorscale": DIVERGING, "cmin": -half, "cmax": half,
-            "colorbar": {"title": {"text": label(_metric(data)), "side": "right", "font": {"size": 12}},
-                         "thickness": 10, "outlinewidth": 0, "len": 1},
+            "colorbar": color_bar(_metric(data), height=36 * len(z)),
         },
         meta={"min_width": 110 * z.shape[1] + 160},
     )  # fmt: skip
-    return _entitled(fig, data, title, "by what attention reads")
+    return _entitled(fig, data, title, "by the demonstration and the kind of token")
 
 
 def _origin(cell: xr.Dataset) -> str:
     line = number(float(cell["mean"]))
     if "low" in cell and float(cell["low"]) == float(cell["low"]):
         line += f"  ({number(float(cell['low']))} to {number(float(cell['high']))})"
-    return f"<b>{label(cell['role'].values)}, {label(cell['demonstration'].values)}</b><br>{line}"
+    where = str(cell["demonstration"].values)
+    where = f"demonstration {where}" if where.isdecimal() else where
+    return f"<b>{_role(cell['role'].values)}, {label(where)}</b><br>{line}"
+
+
+def _role(role: object) -> str:
+    return label(_ROLES.get(str(role), role))
 
 
 def _metric(data: xr.Dataset) -> str:
     note = notes(data)
-    name = str(note.get("metric", "value")).replace("_", " ")
+    name = metric_of({"metric": "value"} | note)
     return f"{name} before the soft cap" if note.get("soft_cap") else name
 
 
@@ -341,4 +345,4 @@ def _entitled(fig: go.Figure, data: xr.Dataset, title: str | None, also: str) ->
     several = f"mean of {n} prompts" if n > 1 and "value" not in data else ""
     parts = [str(note.get("model", "")), also, several]
     sentence = str(data.attrs.get("finding", "")) if title is None else title
-    return titled(fig, sentence, subtitle=" · ".join(p for p in parts if p), width=72)
+    return titled(fig, sentence, subtitle=" · ".join(p for p in parts if p))

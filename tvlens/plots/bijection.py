@@ -8,16 +8,17 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
-from tvlens.plots._bars import GREY, grouped, headed, share_bars, task_axes, told_shots
-from tvlens.plots.theme import INK, MUTED, ROLES, percent
+from tvlens.plots._bars import grouped, headed, share_bars, task_axes, told_shots
+from tvlens.plots.palette import GREY, INK, MUTED, PAPER, SKY
+from tvlens.plots.theme import ROLES, percent
 
 # Run: what it is called, its colour.
 _RUNS = {
     "regular_one_way": ("demonstrations of the query's direction alone", GREY),
     "regular": ("demonstrations of both ways", ROLES["regular"].color),
     "theta": ("one theta of both ways", ROLES["hypothesis"].color),
-    "same_way": ("theta, dummy queries of the query's direction", "#56B4E9"),
-    "other_way": ("theta, dummy queries of the other direction", "#b3d3ec"),
+    "same_way": ("theta, dummy queries of the query's direction", SKY),
+    "other_way": ("theta, dummy queries of the other direction", SKY),
     "one_way": ("theta of the query's direction alone", ROLES["majority"].color),
     "wrong_way": ("theta of the other direction alone", ROLES["query_blind"].color),
     "random": ("random vector", ROLES["control"].color),
@@ -33,6 +34,7 @@ _SHOWN = (
     "wrong_way",
     "random",
 )
+_CONTROLS = ("other_way", "wrong_way", "random")
 _MARKS = {"forward": "triangle-right", "backward": "triangle-left"}
 
 
@@ -65,11 +67,14 @@ def bijection_bars(
     for direction, symbol in _MARKS.items():
         marker = {"symbol": symbol, "size": 7, "color": MUTED}
         fig.add_scatter(
-            x=[None], y=[None], mode="markers", marker=marker, name=f"its {direction} queries"
-        )
+            x=[None], y=[None], mode="markers", marker=marker, name=f"its {direction} queries",
+            hoverinfo="skip",
+        )  # fmt: skip
     task_axes(fig, tasks, floor=-0.015)
     fig.update_layout(height=430, meta={"min_width": 110 * len(tasks) + 120})
-    return headed(fig, data, title, told_shots(data), "error bars: 95% intervals")
+    return headed(
+        fig, data, title, told_shots(data), "hatched: controls · error bars: 95% intervals"
+    )
 
 
 def _bars(
@@ -82,10 +87,13 @@ def _bars(
         for i in range(len(tasks))
     ]
     both = data.sel(direction="both")
-    share_bars(fig, both, tasks, at=at, width=step * 0.9, name=name, color=color, more=more)
+    share_bars(
+        fig, both, tasks, at=at, width=step * 0.9, name=name, color=color, more=more,
+        hatched=run in _CONTROLS,
+    )  # fmt: skip
     for way, symbol in _MARKS.items():
         shift = step * (0.17 if way == "forward" else -0.17)
-        line = {"color": "white", "width": 0.8}
+        line = {"color": PAPER, "width": 0.8}
         fig.add_scatter(
             x=at + shift, y=ways[way], mode="markers", showlegend=False, hoverinfo="skip",
             marker={"symbol": symbol, "size": 7, "color": INK, "line": line},

@@ -11,12 +11,13 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens.plots._bars import headed
-from tvlens.plots.theme import INK, MUTED, figure, label
+from tvlens.plots.palette import BLUE, GREY, INK, MUTED, VERMILION
+from tvlens.plots.theme import figure, label
 
 _LOOKS = {
-    "passed": ("#0072B2", "circle"),
-    "failed": ("#D55E00", "x"),
-    "skipped": ("#9aa5b1", "line-ew-open"),
+    "passed": (BLUE, "circle"),
+    "failed": (VERMILION, "x"),
+    "skipped": (GREY, "line-ew-open"),
 }
 _LEFT, _RIGHT = 1e-6, 1e3  # of the axis, as shares of the tolerance
 _ROW = 30  # pixels
@@ -68,7 +69,6 @@ def check_dots(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
         data,
         title,
         "dots: share of the tolerance that was used; open: reported, not judged",
-        width=88,
     )
 
 
@@ -105,7 +105,7 @@ def _place(one: xr.Dataset) -> float:
 
 def _hover(one: xr.Dataset) -> str:
     words: dict[str, Any] = {name: str(one[name].values) for name in ("check", "what", "note")}
-    numbers = [number(float(one[name])) for name in ("measured", "tolerance")]
+    numbers = _amounts(one)
     lines = [
         f"<b>{label(words['check'])}</b>: {label(one['status'].values)}",
         label(words["what"]),
@@ -116,9 +116,18 @@ def _hover(one: xr.Dataset) -> str:
     return "<br>".join(line for line in lines if line)
 
 
+def _amounts(one: xr.Dataset) -> tuple[str, str]:
+    """What was measured and what is tolerated; bytes in gigabytes."""
+    large = str(one["what"].values).startswith("bytes")
+    measured, tolerance = (float(one[name]) for name in ("measured", "tolerance"))
+    if large and measured == measured and tolerance == tolerance:
+        return f"{measured / 1e9:.1f}", f"{tolerance / 1e9:.1f} GB"
+    return number(measured), number(tolerance)
+
+
 def _beside(fig: go.Figure, one: xr.Dataset, row: int) -> None:
     """The numbers and the note to the right of the axis."""
-    measured, tolerance = (number(float(one[name])) for name in ("measured", "tolerance"))
+    measured, tolerance = _amounts(one)
     said = measured if tolerance == "–" else f"{measured} of {tolerance}"
     note = str(one["note"].values)
     note = note if len(note) <= _NOTE else f"{note[: _NOTE - 1]}…"
@@ -131,7 +140,7 @@ def _beside(fig: go.Figure, one: xr.Dataset, row: int) -> None:
 
 def _axes(fig: go.Figure, names: list[str], status: list[str]) -> None:
     n = len(names)
-    ticks = [label(name) for name in names]
+    ticks = [label(name.replace("_", " ")) for name in names]
     ticks = [f"<b>{t}</b>" if s == "failed" else t for t, s in zip(ticks, status, strict=True)]
     fig.update_yaxes(
         range=[n - 0.4, -0.6],
@@ -143,9 +152,9 @@ def _axes(fig: go.Figure, names: list[str], status: list[str]) -> None:
     fig.update_xaxes(
         type="log", range=[np.log10(_LEFT) - 0.25, np.log10(_RIGHT) + 0.25], domain=[0, _AXIS],
         tickvals=[1e-6, 1e-4, 1e-2, 1, 1e2],
-        ticktext=["none", "10<sup>-4</sup>", "1 %", "tolerance", "× 100"],
+        ticktext=["none", "0.01%", "1%", "all", "× 100"], title_text="share of the tolerance that was used",
     )  # fmt: skip
     fig.add_vline(x=1, line={"color": INK, "width": 1.2, "dash": "dot"})
     fig.update_layout(
-        height=_ROW * n + 110, legend={"y": -60 / (_ROW * n)}, meta={"min_width": 1000}
+        height=_ROW * n + 120, legend={"y": -66 / (_ROW * n)}, meta={"min_width": 1000}
     )

@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import GRID, MUTED, ROLES, figure, label, titled
+from tvlens.plots.palette import GRID, MUTED, PAPER
+from tvlens.plots.theme import ROLES, figure, label, titled
 
 _HEADINGS = {
     "default": "",
@@ -60,15 +61,14 @@ def choices_dots(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
         ],
     )  # fmt: skip
     fig.update_xaxes(title_text="accuracy on test queries", range=[-0.02, 1.02])
-    fig.update_layout(
-        height=21 * (max(heights) + 2) + 130, legend={"y": -0.11}, meta={"min_width": 620}
-    )
+    tall = 21 * (max(heights) + 2)
+    fig.update_layout(height=tall + 130, legend={"y": -60 / tall}, meta={"min_width": 620})
     note = notes(data)
     tasks = note.get("tasks", [])
     on = str(tasks[0]) if len(tasks) == 1 else f"mean of {len(tasks)} tasks" if tasks else ""
     small = " · ".join(filter(None, [on, str(note.get("model", ""))]))
     sentence = data.attrs.get("finding", "") if title is None else title
-    return titled(fig, sentence, subtitle=small, width=84)
+    return titled(fig, sentence, subtitle=small)
 
 
 def _heights(factors: list[str]) -> tuple[list[float], dict[float, str]]:
@@ -117,7 +117,7 @@ def _dots(fig: go.Figure, rows: xr.Dataset, heights: list[float]) -> None:
     clear[0] = True
     kinds = (
         (clear, role.color, "differs from the default"),
-        (~clear, "white", "does not clearly differ"),
+        (~clear, PAPER, "does not clearly differ"),
     )
     hover = np.array([_hover(rows.isel(variant=i)) for i in range(len(heights))], object)
     at, tall = rows["accuracy"].values, np.array(heights)

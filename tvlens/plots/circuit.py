@@ -12,16 +12,20 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from tvlens.plots._axes import powers
 from tvlens.plots._cells import number
-from tvlens.plots._notes import notes
-from tvlens.plots.theme import INK, MUTED, ROLES, figure, label, titled
+from tvlens.plots._notes import metric_of, notes
+from tvlens.plots.palette import BLUE, INK, MUTED, PAPER, VERMILION
+from tvlens.plots.theme import ROLES, figure, label, titled
 
-_RAISES, _LOWERS = "#0072b2", "#d55e00"
+_RAISES, _LOWERS = BLUE, VERMILION
 _WIDTHS = (0.6, 1.3, 2.4, 4.0, 6.0)
 _MOST_NAMED = 80
 _MOST_TICKS = 12
-_BEND = 9  # points of an edge
+_BEND = 17  # points of an edge
 _BIG = 8  # listed in a node's hover
+# Names stand on edges.
+_HALO = ", ".join(f"{x}px {y}px 1px {PAPER}" for x in (-1, 1) for y in (-1, 1))
 
 
 def circuit_graph(
@@ -63,10 +67,10 @@ def circuit_graph(
     _nodes(fig, edges, places, names=len(places) <= _MOST_NAMED if names is None else names)
     _frame(fig, graph, places)
     left_out = data.sizes["edge"] - drawn.sizes["edge"]
-    small = [str(note.get("model", "")), "blue raises the metric, vermilion lowers it"]
+    small = [str(note.get("model", "")), "blue raises the metric, dashed vermilion lowers it"]
     small += [f"{left_out} edges that change nothing are left out"] if left_out else []
     sentence = data.attrs.get("finding", "") if title is None else title
-    return titled(fig, sentence, subtitle=" · ".join(filter(None, small)), width=72)
+    return titled(fig, sentence, subtitle=" · ".join(filter(None, small)))
 
 
 class _Edge:
@@ -172,11 +176,11 @@ def _nodes(
             textposition=[
                 f"middle {'left' if name.startswith('kv') else 'right'}" for name in order
             ],
-            textfont={"size": 10, "color": MUTED},
+            textfont={"size": 10, "color": INK, "shadow": _HALO},
             marker={
                 "size": [7 if name.startswith("kv") else 11 for name in order],
                 "symbol": ["square" if name.startswith("mlp") else "circle" for name in order],
-                "color": "white",
+                "color": PAPER,
                 "line": {"color": INK, "width": 1.5},
             },
             customdata=[_node_hover(name, edges) for name in order],
@@ -269,15 +273,15 @@ def faithfulness_curves(data: xr.Dataset, *, title: str | None = None) -> go.Fig
     for level in (0, 1):
         fig.add_hline(y=level, line={"color": MUTED, "width": 1, "dash": "dot"})
     note = notes(data)
-    fig.update_xaxes(title_text="edges in the circuit", type="log" if size.min() > 0 else "linear")
-    if len(size) <= _MOST_TICKS and size.min() > 0:
-        fig.update_xaxes(tickvals=size.tolist(), ticktext=[f"{n:,}" for n in size.tolist()])
-    fig.update_yaxes(
-        title_text=f"share of {label(str(note.get('metric', 'metric')).replace('_', ' '))}"
-    )
+    fig.update_xaxes(title_text="edges in the circuit")
+    if size.min() > 0:
+        few = {"tickvals": size.tolist(), "ticktext": [f"{n:,}" for n in size.tolist()]}
+        axis = powers(size.min(), size.max())
+        fig.update_xaxes(**(axis | few if len(size) <= _MOST_TICKS else axis))
+    fig.update_yaxes(title_text=f"share of the {label(metric_of(note))}")
     small = [str(note.get("model", "")), f"{note.get('all_edges', 0):,} edges in all"]
     sentence = data.attrs.get("finding", "") if title is None else title
-    return titled(fig, sentence, subtitle=" · ".join(filter(None, small)), width=72)
+    return titled(fig, sentence, subtitle=" · ".join(filter(None, small)))
 
 
 def _ends(one: xr.Dataset) -> list[str]:

@@ -1,13 +1,15 @@
 """Methods against tasks: accuracies in a table that can be read from afar."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from tvlens.plots._axes import color_bar
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import INK, SEQUENTIAL, figure, label, titled
+from tvlens.plots.palette import EMPTY, SEQUENTIAL
+from tvlens.plots.theme import MONO, figure, label, titled
 
 
 def comparison_heatmap(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
@@ -39,15 +41,19 @@ def comparison_heatmap(data: xr.Dataset, *, title: str | None = None) -> go.Figu
         go.Heatmap(
             z=z, x=[label(run.replace("_", " ")) for run in runs],
             y=[f"<b>{label(row)}</b>" if row == "mean" else label(row) for row in rows],
-            text=_texts(z, told), texttemplate="%{text}", customdata=_hover(rows, runs, seeds, data),
-            hovertemplate="%{customdata}<extra></extra>", colorscale=SEQUENTIAL, zmin=0, zmax=1,
-            xgap=1, ygap=1, colorbar={"thickness": 10, "outlinewidth": 0, "title": "accuracy"},
+            text=_texts(z, told), texttemplate="%{text}", textfont={"family": MONO, "size": 11},
+            customdata=_hover(rows, runs, seeds, data), hovertemplate="%{customdata}<extra></extra>",
+            colorscale=SEQUENTIAL, zmin=0, zmax=1, xgap=1, ygap=1,
+            colorbar=color_bar("accuracy", height=24 * len(rows)),
         )
     )  # fmt: skip
-    fig.update_xaxes(side="top", showgrid=False, ticks="", tickangle=-30)
+    fig.update_xaxes(side="top", showgrid=False, ticks="", tickangle=-30, title_text="method")
     fig.update_yaxes(autorange="reversed", showgrid=False, ticks="")
     fig.update_layout(
-        height=24 * len(rows) + 150, meta={"min_width": 64 * len(runs) + 220}, font_color=INK
+        height=24 * len(rows) + 130,
+        meta={"min_width": 64 * len(runs) + 220},
+        margin_b=16,
+        plot_bgcolor=EMPTY,
     )
     said = str(data.attrs.get("finding", "")) if title is None else title
     model = notes(data).get("model", "")
@@ -56,11 +62,8 @@ def comparison_heatmap(data: xr.Dataset, *, title: str | None = None) -> go.Figu
     under = f"{under} · bold: at least as good as demonstrations".lstrip(" ·")
     fig = titled(fig, said, subtitle=under)
     # Names stand above the cells, and turned.
-    room = 3 * max(map(len, runs))
-    return fig.update_layout(
-        margin_t=fig.layout.margin.t + room,
-        height=fig.layout.height + room,  # pyright: ignore
-    )
+    room, layout = 3 * max(map(len, runs)) + 24, cast(Any, fig.layout)
+    return fig.update_layout(margin_t=layout.margin.t + room, height=layout.height + room)
 
 
 def _texts(z: np.ndarray, told: np.ndarray) -> list[list[str]]:

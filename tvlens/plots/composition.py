@@ -12,7 +12,8 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import MUTED, ROLES, Role, figure, label, percent, titled
+from tvlens.plots.palette import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
+from tvlens.plots.theme import ROLES, Role, figure, label, percent, titled
 
 _RUNS = {
     "composed": "composed<br>AD + BC − AC",
@@ -23,10 +24,17 @@ _RUNS = {
     "random": "random<br>vector",
 }
 _VECTORS = {
-    "theta": Role("theta, in place of the stream", "#0072B2", "solid", "circle"),
-    "function_vector": Role("function vector, added", "#E69F00", "dash", "square"),
+    "theta": Role("theta, in place of the stream", BLUE, "solid", "circle"),
+    "function_vector": Role("function vector, added", ORANGE, "dash", "square"),
 }
-_COLORS = ("#0072B2", "#1f2933", "#E69F00", "#009E73", "#9A4C7D", "#9aa5b1")
+_CURVES = {
+    "composed": (BLUE, "solid", 2.4),
+    "direct": (INK, "dash", 2.4),
+    "ad": (ORANGE, "dashdot", 1.4),
+    "bc": (GREEN, "longdash", 1.4),
+    "ac": (PURPLE, "longdashdot", 1.4),
+    "random": (GREY, "dot", 1.4),
+}
 _STEP = 0.38
 
 
@@ -37,7 +45,7 @@ def composition_bars(rates: pd.DataFrame, *, title: str | None = None) -> go.Fig
         rates: ``target, vector, run, accuracy, low, high`` as ``Composition.rates()`` gives them, and where
             there are ``says_ac, says_bc, says_ad`` and ``layer`` for the hover; runs ``regular`` and
             ``baseline`` of vector ``none`` are drawn as lines.
-        title: The sentence that says what came out.
+        title: Replaces the sentence that says what came out.
 
     Returns:
         The figure: one panel for each target.
@@ -86,7 +94,25 @@ def composition_bars(rates: pd.DataFrame, *, title: str | None = None) -> go.Fig
     small = (
         "Error bars: 95% intervals. Every vector at the layer where it does best on dev queries."
     )
-    return titled(fig, title or "Composed vectors", subtitle=small, width=80)
+    return titled(fig, _sentence(rates) if title is None else title, subtitle=small)
+
+
+def _sentence(rates: pd.DataFrame) -> str:
+    """Means over targets and vectors; of the parts, the best one."""
+    mean: Any = rates[rates["vector"] != "none"].groupby("run")["accuracy"].mean()
+    parts = [float(mean[name]) for name in ("ad", "bc", "ac") if name in mean]
+    said = {
+        name: percent(float(mean[name]))
+        for name in ("composed", "direct", "random")
+        if name in mean
+    }
+    words = (
+        [f"composed vectors do both in {said['composed']} of queries"] if "composed" in said else []
+    )
+    words += [f"direct ones in {said['direct']}"] if "direct" in said else []
+    words += [f"the best part in {percent(max(parts))}"] if parts else []
+    words += [f"random vectors in {said['random']}"] if "random" in said else []
+    return ", ".join(words).capitalize()
 
 
 def _bars(fig: go.Figure, some: Any, role: Role, row: int, *, offset: float) -> None:
@@ -97,7 +123,7 @@ def _bars(fig: go.Figure, some: Any, role: Role, row: int, *, offset: float) -> 
     fig.add_bar(
         x=at, y=some["accuracy"], width=_STEP * 0.92, name=role.name, legendgroup=role.name,
         showlegend=row == 1, marker={"color": role.color, "line": {"width": 0}}, customdata=texts,
-        error_y={"type": "data", "color": "#7d8896", "thickness": 1.2, "width": 2, **error},
+        error_y={"type": "data", "color": GREY, "thickness": 1.2, "width": 2, **error},
         hovertemplate="%{customdata}<extra></extra>", row=row, col=1,
     )  # fmt: skip
 
@@ -158,15 +184,14 @@ def composition_layers(data: xr.Dataset, *, title: str | None = None) -> go.Figu
     )  # fmt: skip
     fig.update_annotations(font_size=13)
     x = data["layer"].values
-    for place, color in zip(_RUNS, _COLORS, strict=True):
+    for place, (color, dash, width) in _CURVES.items():
         for i, target in enumerate(targets):
             for j, kind in enumerate(kinds):
                 y = data["dev"].sel(target=target, vector=kind, run=place).values
                 name = _RUNS[place].replace("<br>", " ")
                 fig.add_scatter(
                     x=x, y=y, name=name, legendgroup=place, showlegend=i + j == 0, mode="lines",
-                    line={"color": color, "width": 2.4 if place in ("composed", "direct") else 1.4,
-                          "dash": "solid" if place == "composed" else "dash" if place == "direct" else "dot"},
+                    line={"color": color, "width": width, "dash": dash},
                     hovertemplate=f"{name}<br>layer %{{x}}: %{{y:.2f}}<extra></extra>", row=i + 1, col=j + 1,
                 )  # fmt: skip
     fig.update_yaxes(range=[-0.02, 1.04], tickvals=[0, 0.5, 1])
@@ -175,11 +200,9 @@ def composition_layers(data: xr.Dataset, *, title: str | None = None) -> go.Figu
     fig.update_xaxes(title_text="layer", row=len(targets))
     height = 210 * len(targets)
     fig.update_layout(
-        height=height + 130, margin_t=48, legend={"y": -66 / height, "font": {"color": MUTED}},
+        height=height + 130, margin_t=48, legend={"y": -66 / height},
         meta={"min_width": 360 * len(kinds)},
     )  # fmt: skip
     said = str(data.attrs.get("finding", "")) if title is None else title
     n = notes(data).get("n_dev", "")
-    return titled(
-        fig, said, subtitle=f"{n} dev queries, on which layers were chosen".strip(), width=80
-    )
+    return titled(fig, said, subtitle=f"{n} dev queries, on which layers were chosen".strip())

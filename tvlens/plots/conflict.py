@@ -12,9 +12,11 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from tvlens._errors import unknown
+from tvlens.plots._axes import color_bar
 from tvlens.plots._cells import button_row, written_cells
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import INK, ROLES, SEQUENTIAL, figure, label, percent, titled
+from tvlens.plots.palette import EMPTY, INK, LINE, PAPER, SEQUENTIAL
+from tvlens.plots.theme import ROLES, figure, label, percent, titled
 
 _SIDES = {"vector": "obeys the vector", "demonstrations": "obeys the demonstrations"}
 _INJECTIONS = {
@@ -26,9 +28,8 @@ _INJECTIONS = {
 _COLORS = {
     "vector": ROLES["hypothesis"].color,
     "demonstrations": ROLES["regular"].color,
-    "neither": "#c5ccd6",
+    "neither": LINE,
 }
-_EMPTY = "#eceff4"  # pairs that share no queries
 _WIDE = 8  # tasks from which on the maps stand one above the other
 
 
@@ -63,8 +64,10 @@ def conflict_matrix(
     rows, columns = (2, 1) if stacked else (1, 2)
     fig = make_subplots(
         rows=rows, cols=columns, shared_yaxes=not stacked, vertical_spacing=0.3 / max(n, 1) + 0.07,
-        horizontal_spacing=0.03, subplot_titles=list(_SIDES.values()), figure=figure(),
+        horizontal_spacing=0.03, subplot_titles=[f"<b>{side}</b>" for side in _SIDES.values()],
+        figure=figure(),
     )  # fmt: skip
+    fig.update_annotations(font_size=13)
     for kind in kinds:
         one = data.sel(injection=kind)
         for i, side in enumerate(_SIDES):
@@ -75,7 +78,7 @@ def conflict_matrix(
     note = notes(data)
     small = [note.get("model"), _said(data), "grey: no queries in common"]
     sentence = data.attrs.get("finding", "") if title is None else title
-    return titled(fig, sentence, subtitle=" · ".join(map(str, filter(None, small))), width=78)
+    return titled(fig, sentence, subtitle=" · ".join(map(str, filter(None, small))))
 
 
 def _said(data: xr.Dataset) -> str:
@@ -128,14 +131,14 @@ def _axes(fig: go.Figure, data: xr.Dataset, *, stacked: bool) -> None:
     fig.update_yaxes(**ticks, range=[n - 0.5, -0.5])
     for i in range(2 if stacked else 1):
         fig.update_yaxes(title_text="demonstrations of", row=1 + i, col=1)
-    bar = {"title": {"text": "share of prompts", "side": "right", "font": {"size": 12}}}
+    tall = max(34 * n, 120)
     fig.update_layout(
         coloraxis={
             "colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1,
-            "colorbar": bar | {"thickness": 10, "outlinewidth": 0, "nticks": 6},
+            "colorbar": color_bar("share of prompts", height=tall),
         },
-        plot_bgcolor=_EMPTY,
-        height=(2 if stacked else 1) * (max(34 * n, 120) + 110) + 50,
+        plot_bgcolor=EMPTY,
+        height=(2 if stacked else 1) * (tall + 110) + 50,
         margin={"t": 90, "b": 70, "r": 20},
         meta={"min_width": max(46 * n * (1 if stacked else 2) + 240, 560)},
     )  # fmt: skip
@@ -182,11 +185,11 @@ def conflict_controls(data: xr.Dataset, *, title: str | None = None) -> go.Figur
             y=[label(_INJECTIONS[kind]) for kind in kinds],
             orientation="h",
             name=_SIDES.get(outcome, "neither"),
-            marker={"color": color, "line": {"color": "white", "width": 1}},
+            marker={"color": color, "line": {"color": PAPER, "width": 1}},
             text=[percent(v) if v >= 0.05 else "" for v in rate],
             textposition="inside",
             insidetextanchor="middle",
-            textfont={"color": "white" if outcome != "neither" else INK},
+            textfont={"color": PAPER if outcome != "neither" else INK},
             customdata=[f"{percent(a)} to {percent(b)} over pairs" for a, b in ends],
             hovertemplate="%{fullData.name}: %{x:.3f}<br>%{customdata}<extra></extra>",
         )

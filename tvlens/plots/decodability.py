@@ -14,22 +14,26 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from tvlens._errors import unknown
+from tvlens.plots._labels import named, rows
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import FONT, MONO, MUTED, ROLES, Role, figure, label, percent, titled
+from tvlens.plots.palette import BLUE, EMPTY, GREEN, GREY, GRID, MUTED, ORANGE, PAPER, VERMILION
+from tvlens.plots.theme import FONT, MONO, ROLES, Role, figure, label, percent, titled
 
 _KINDS = {
-    (True, False): Role("steerable, not decodable", "#D55E00", "solid", "diamond"),
-    (True, True): Role("steerable and decodable", "#0072B2", "solid", "circle"),
-    (False, True): Role("decodable, not steerable", "#007A5A", "solid", "square"),
-    (False, False): Role("neither", "#9aa5b1", "solid", "x"),
+    (True, False): Role("steerable, not decodable", VERMILION, "solid", "diamond"),
+    (True, True): Role("steerable and decodable", BLUE, "solid", "circle"),
+    (False, True): Role("decodable, not steerable", GREEN, "solid", "square"),
+    (False, False): Role("neither", GREY, "solid", "x"),
 }
 _X = {
     "auc": "decodable: AUC of unseen answers, at the layer that steers best",
     "auc_best": "decodable: AUC of unseen answers, at the layer best for reading",
     "share": "decodable: share of top tokens that are the task's",
 }
-_OTHER = Role("other tasks' thetas (mean)", "#5f6b7a", "dot", "line-ns-open")
-_AUC = Role("decodable (AUC)", "#E69F00", "dash", "square")
+_OTHER = Role("other tasks' thetas (mean)", MUTED, "dot", "line-ns-open")
+_AUC = Role("decodable (AUC)", ORANGE, "dash", "square")
+_LETTER = 0.0125  # of the axis: how wide a letter of a name is
+_HIGH = 0.7  # names of points from here on stand below them
 
 
 def steer_and_decode(table: pd.DataFrame, *, x: str = "auc", title: str | None = None) -> go.Figure:
@@ -41,7 +45,7 @@ def steer_and_decode(table: pd.DataFrame, *, x: str = "auc", title: str | None =
             its intervals and other tasks' thetas, and ``words`` for the hover.
         x: ``"auc"`` (of the vector that steers best), ``"auc_best"`` (of the layer best for reading), or
             ``"share"``.
-        title: The sentence that says what came out.
+        title: Replaces the sentence that says what came out.
 
     Returns:
         The figure: bars are 95 % intervals, ticks the mean of other tasks' thetas.
@@ -69,6 +73,7 @@ def steer_and_decode(table: pd.DataFrame, *, x: str = "auc", title: str | None =
         some: Any = table[(table["steerable"] == steers) & (table[read] == decodes)]
         if len(some):
             _points(fig, some, role, x)
+    _names(fig, table, read, x)
     if f"{x}_other" in table:
         _ticks(fig, table, f"{x}_other")
     if x != "share":
@@ -79,14 +84,20 @@ def steer_and_decode(table: pd.DataFrame, *, x: str = "auc", title: str | None =
     _corners(fig, table, x)
     fig.update_yaxes(
         title_text="steerable: accuracy on bare queries",
-        range=[-0.05, 1.08],
+        range=[-0.14, 1.16],
         tickvals=[0, 0.25, 0.5, 0.75, 1],
     )
     fig.update_layout(height=600, legend={"y": -0.13}, hovermode="closest", meta={"min_width": 620})
     small = (
         "Answers that theta has not seen · 95% intervals · dotted: chance, and the random vector"
     )
-    return titled(fig, title or "Steering against decoding", subtitle=small, width=82)
+    if title is None:
+        steers, reads = (table[name].to_numpy(bool) for name in ("steerable", read))
+        title = (
+            f"{steers.sum()} of {len(table)} tasks are steerable; the vector of {(steers & reads).sum()} of "
+            "them says their answers"
+        )
+    return titled(fig, title, subtitle=small)
 
 
 def _points(fig: go.Figure, some: pd.DataFrame, role: Role, x: str) -> None:
@@ -95,13 +106,25 @@ def _points(fig: go.Figure, some: pd.DataFrame, role: Role, x: str) -> None:
         bars["error_x"] = _ends(some, x) | {"color": role.faint(0.45)}
     texts = [_hover(one) for one in some.to_dict("records")]
     fig.add_scatter(
-        x=some[x], y=some["steer"], mode="markers+text", name=role.name,
-        text=[label(t) for t in some["task"]], textposition="top center", cliponaxis=False,
-        textfont={"size": 11, "color": role.color},
+        x=some[x], y=some["steer"], mode="markers", name=role.name, cliponaxis=False,
         marker={"color": role.color, "symbol": role.symbol, "size": 9}, customdata=texts,
         error_y=_ends(some, "steer") | {"color": role.faint(0.45)},
         hovertemplate="%{customdata}<extra></extra>", **bars,
     )  # fmt: skip
+
+
+def _names(fig: go.Figure, table: pd.DataFrame, read: str, x: str) -> None:
+    """The tasks' names: below the points high up, above the others."""
+    wide = _LETTER * (max(float(np.nanmax(table[x], initial=0)), 0.1) if x == "share" else 1)
+    for above in (True, False):
+        some: Any = table[((table["steer"] < _HIGH) == above) & table[x].notna()]
+        widths = [wide * len(str(name)) for name in some["task"]]
+        heights = [v if above else -v for v in some["steer"].tolist()]
+        places = rows(some[x].tolist(), heights, widths, tall=0.035)
+        for one, row in zip(some.to_dict("records"), places, strict=True):
+            role = _KINDS[bool(one["steerable"]), bool(one[read])]
+            text = label(one["task"])
+            named(fig, one[x], one["steer"], text, row=row, above=above, size=11, color=role.color)
 
 
 def _ends(some: pd.DataFrame, name: str) -> dict[str, Any]:
@@ -153,14 +176,14 @@ def _hover(one: dict[Any, Any]) -> str:
     ]
     if "steer_layer" in one:
         lines[-1] += f", layer {one['steer_layer']}"
-    named = {
+    known = {
         "auc": "AUC",
         "auc_other": "other thetas",
         "auc_random": "random directions",
         "auc_best": "best AUC",
         "share": "of top tokens",
     }
-    lines += [f"{words} {said(key)}" for key, words in named.items() if key in one]
+    lines += [f"{words} {said(key)}" for key, words in known.items() if key in one]
     if "words" in one:
         lines.append(label(str(one["words"])[:90]))
     return "<br>".join(lines)
@@ -217,6 +240,7 @@ def decode_by_layer(curves: xr.Dataset, *, columns: int = 3, title: str | None =
     fig.update_xaxes(showgrid=False)
     fig.update_xaxes(title_text="layer", row=rows)
     fig.update_yaxes(range=[-0.03, 1.05], tickvals=[0, 0.5, 1])
+    fig.update_yaxes(title_text="accuracy, AUC", col=1)
     fig.update_layout(
         height=plot_height + 150, margin_t=54, legend={"y": -62 / plot_height},
         meta={"min_width": 260 * columns},
@@ -227,7 +251,7 @@ def decode_by_layer(curves: xr.Dataset, *, columns: int = 3, title: str | None =
     small = " · ".join(
         filter(None, [str(note.get("model", "")), lens, "95% bands", "chance AUC 0.5"])
     )
-    return titled(fig, said, subtitle=small, width=90)
+    return titled(fig, said, subtitle=small)
 
 
 def _panel(fig: go.Figure, one: xr.Dataset, place: dict[str, int], *, legend: bool) -> None:
@@ -241,7 +265,7 @@ def _panel(fig: go.Figure, one: xr.Dataset, place: dict[str, int], *, legend: bo
             legendgroup=name, **place,
         )  # fmt: skip
     random = Role("random vector (accuracy)", ROLES["control"].color, "dot", "x")
-    other = Role("other tasks' thetas (AUC)", _OTHER.color, "dot", "x")
+    other = Role("other tasks' thetas (AUC)", _OTHER.color, "dashdot", "x")
     drawn = {"steer": steer, "auc": _AUC, "auc_other": other, "steer_random": random}
     for name, role in drawn.items():
         fig.add_scatter(
@@ -278,18 +302,18 @@ def word_table(table: pd.DataFrame, *, title: str = "Words that theta promotes")
         )
     fig = figure()
     columns = [[label(v) for v in table[name]] for name in ("task", "layer", "words")]
-    plain: dict[str, Any] = {"align": "left", "line": {"color": "#e6e9ee"}}
+    plain: dict[str, Any] = {"align": "left", "line": {"color": GRID}}
     fig.add_trace(
         go.Table(
             columnwidth=[0.2, 0.08, 1],
-            header={"values": ["task", "layer", "words"], "fill": {"color": "#f3f5f8"}, **plain},
+            header={"values": ["task", "layer", "words"], "fill": {"color": EMPTY}, **plain},
             cells={
-                "values": columns, "fill": {"color": "white"}, "height": 24,
+                "values": columns, "fill": {"color": PAPER}, "height": 24,
                 "font": {"family": [FONT, FONT, MONO], "size": 12}, **plain,
             },
         )
     )  # fmt: skip
     lines = sum(1 + len(str(words)) // 90 for words in table["words"])
-    fig.update_layout(height=25 * lines + 110, margin={"l": 16, "b": 10}, meta={"min_width": 760})
+    fig.update_layout(height=25 * lines + 84, margin={"l": 16, "b": 10}, meta={"min_width": 760})
     small = "plain letters among the top 100 tokens, each once, some layers after the one that steers best"
-    return titled(fig, title, subtitle=small, width=82)
+    return titled(fig, title, subtitle=small)

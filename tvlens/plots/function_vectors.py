@@ -11,6 +11,7 @@ import xarray as xr
 
 from tvlens.intervals import accuracy
 from tvlens.plots._notes import notes
+from tvlens.plots.palette import GREY, PAPER
 from tvlens.plots.theme import ROLES, Role, figure, label, percent, titled
 
 _BARS = {
@@ -65,7 +66,7 @@ def function_vector_bars(rates: pd.DataFrame, *, title: str = "") -> go.Figure:
         fig.add_bar(
             x=some["accuracy"], y=at, width=_STEP * 0.92, orientation="h", name=role.name,
             marker={"color": role.color, "line": {"width": 0}}, customdata=_hover(some, role),
-            error_x={"type": "data", **error, "color": "#7d8896", "thickness": 1.2, "width": 2},
+            error_x={"type": "data", **error, "color": GREY, "thickness": 1.2, "width": 2},
             hovertemplate="%{customdata}<extra></extra>",
         )  # fmt: skip
     for name, role in _MARKS.items():
@@ -76,19 +77,33 @@ def function_vector_bars(rates: pd.DataFrame, *, title: str = "") -> go.Figure:
             x=some["accuracy"], y=[views.index(view) - 0.5 * _STEP for view in some["view"]],
             mode="markers", name=role.name, cliponaxis=False, customdata=_hover(some, role),
             marker={"symbol": role.symbol, "size": 10 if role.symbol == "diamond" else 6,
-                    "color": role.color, "line": {"color": "white", "width": 1.3}},
+                    "color": role.color, "line": {"color": PAPER, "width": 1.3}},
             hovertemplate="%{customdata}<extra></extra>",
         )  # fmt: skip
     _ceiling(fig, rates, len(views))
     fig.update_yaxes(
         range=[len(views) - 0.4, -0.6], tickvals=list(range(len(views))), showgrid=False, ticks="",
-        ticktext=[label(_VIEWS.get(view, f"bare query, {view}")) for view in views],
+        ticktext=[label(_view(view)) for view in views],
     )  # fmt: skip
     fig.update_xaxes(range=[-0.012, 1.02], tickvals=[0, 0.25, 0.5, 0.75, 1], title_text="accuracy")
     height = 62 * len(views)
     fig.update_layout(height=height + 190, legend={"y": -58 / height}, meta={"min_width": 460})
     small = "Bars: 95% intervals. Marks: mean over draws, each at its own best layer on dev."
-    return titled(fig, title, subtitle=small, width=72)
+    return titled(fig, title or _sentence(rates), subtitle=small)
+
+
+def _sentence(rates: pd.DataFrame) -> str:
+    said = [
+        f"{_view(row['view'])} {percent(row['accuracy'])} (without {percent(bare['accuracy'])})"
+        for row in _of(rates, "vector").to_dict(orient="records")
+        for bare in _of(rates, "without").to_dict(orient="records")
+        if bare["view"] == row["view"]
+    ]
+    return f"The function vector answers {', '.join(said)}"
+
+
+def _view(name: str) -> str:
+    return _VIEWS.get(name, f"bare query, {name}")
 
 
 def _of(rates: pd.DataFrame, run: str) -> pd.DataFrame:
@@ -98,7 +113,7 @@ def _of(rates: pd.DataFrame, run: str) -> pd.DataFrame:
 def _hover(some: pd.DataFrame, role: Role) -> list[str]:
     texts = []
     for row in some.to_dict(orient="records"):
-        view = _VIEWS.get(row["view"], f"bare query, {row['view']}")
+        view = _view(row["view"])
         best = "" if row["best"] != row["best"] else f"<br>best draw {percent(row['best'])}"
         low, high = percent(row["low"]), percent(row["high"])
         texts.append(
@@ -155,22 +170,23 @@ def function_vector_layers(
         fig.add_scatter(
             x=x[[0, -1]], y=[float(rate["accuracy"])] * 2, mode="lines", name=ROLES[name].name,
             line={"color": ROLES[name].color, "dash": ROLES[name].dash, "width": 1.5},
-            hovertemplate="%{y:.2f}<extra></extra>",
+            hovertemplate=f"{ROLES[name].name} %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
     for name, rate, width in (("test", test, 2.4), ("dev, where it is chosen", dev, 1.0)):
         fig.add_scatter(
             x=x, y=rate["accuracy"], mode="lines+markers" if name == "test" else "lines",
             line={"color": role.color, "width": width, "dash": "solid" if name == "test" else "dot"},
-            name=name, hovertemplate="layer %{x}: %{y:.2f}<extra></extra>",
+            name=name, hovertemplate=f"{name.split(',')[0]}, layer %{{x}}: %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
-    sentence = title
+    best = float(test["accuracy"].max())
+    sentence = title or f"The function vector answers at most {best:.2f} of bare queries"
     if layer is not None:
         value = float(test["accuracy"].sel(layer=layer))
         fig.add_scatter(
             x=[layer], y=[value], mode="markers", name="layer chosen on dev",
             marker={"symbol": "star", "size": 13, "color": role.color,
-                    "line": {"color": "white", "width": 1}},
-            hovertemplate=f"layer {layer}: {value:.2f}<extra></extra>",
+                    "line": {"color": PAPER, "width": 1}},
+            hovertemplate=f"layer {layer}, chosen on dev: {value:.2f}<extra></extra>",
         )  # fmt: skip
         sentence = (
             title
@@ -180,4 +196,4 @@ def function_vector_layers(
     fig.update_yaxes(title_text="accuracy", range=[-0.02, 1.04], tickvals=[0, 0.25, 0.5, 0.75, 1])
     note = notes(data)
     small = " · ".join(str(note[k]) for k in ("task", "model") if k in note)
-    return titled(fig, sentence or "", subtitle=f"{small} · 95% Wilson band", width=72)
+    return titled(fig, sentence, subtitle=f"{small} · 95% Wilson band")

@@ -12,28 +12,32 @@ import plotly.graph_objects as go
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from tvlens.plots._axes import color_bar
 from tvlens.plots._cells import number
+from tvlens.plots._labels import rows
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import (
+from tvlens.plots.palette import (
+    BLUE,
+    EMPTY,
+    GREEN,
     INK,
-    MONO,
-    MUTED,
-    ROLES,
+    ORANGE,
+    PAPER,
+    PURPLE,
     SEQUENTIAL,
-    figure,
-    label,
-    titled,
-    token_label,
+    SKY,
+    VERMILION,
 )
+from tvlens.plots.theme import MONO, ROLES, figure, label, titled, token_label
 
-_COLORS = ("#0072B2", "#E69F00", "#007A5A", "#9A4C7D", "#D55E00", "#56B4E9", "#1f2933")
+_COLORS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY, INK)
 _SYMBOLS = (
     "circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon", "triangle-down",
     "pentagon", "circle-open", "diamond-open", "square-open", "triangle-up-open",
 )  # fmt: skip
 _NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 _BINS = 60
-_EMPTY = "#eceff4"  # a task and itself
+_LETTER = 0.0125  # of the axis: how wide a letter of a name is
 
 
 def theta_map(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
@@ -71,23 +75,22 @@ def theta_map(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     small = [note.get("model"), f"layer {note.get('layer', '?')}", _chance(data)]
     fig.update_layout(meta={"min_width": 560}, legend={"y": -0.14})
     sentence = data.attrs.get("finding", "") if title is None else title
-    return titled(fig, sentence, subtitle=" · ".join(map(str, filter(None, small))), width=78)
+    return titled(fig, sentence, subtitle=" · ".join(map(str, filter(None, small))))
 
 
 def _places(data: xr.Dataset) -> dict[str, tuple[float, float]]:
     """Where the tasks' names stand: above their clouds, moved up where another name stands already."""
     clouds = data["embedding"].transpose("task", "prompt", "axis").values
     span = np.ptp(clouds.reshape(-1, 2), axis=0)
-    tall, wide = 0.045 * span[1], 0.14 * span[0]
-    placed: dict[str, tuple[float, float]] = {}
+    names = [str(name) for name in data["task"].values]
+    tall = 0.045 * float(span[1])
     middles, tops = clouds[..., 0].mean(axis=1), clouds[..., 1].max(axis=1) + 0.3 * tall
-    for i in np.argsort(tops, kind="stable").tolist():
-        x, y = float(middles[i]), float(tops[i])
-        for u, v in sorted(placed.values(), key=lambda place: place[1]):
-            if abs(u - x) < wide and abs(v - y) < tall:
-                y = v + tall
-        placed[str(data["task"].values[i])] = (x, y)
-    return placed
+    widths = [_LETTER * float(span[0]) * len(name) for name in names]
+    lifted = rows(middles.tolist(), tops.tolist(), widths, tall=tall)
+    return {
+        name: (float(x), float(y) + tall * row)
+        for name, x, y, row in zip(names, middles, tops, lifted, strict=True)
+    }
 
 
 def _chance(data: xr.Dataset) -> str:
@@ -113,7 +116,7 @@ def _cloud(one: xr.Dataset, name: str, family: str, color: str, symbol: str) -> 
         legendgroup=family,
         marker={
             "color": color, "symbol": symbol, "size": 7, "opacity": 0.7,
-            "line": {"width": 0.5, "color": "white" if "open" not in symbol else color},
+            "line": {"width": 0.5, "color": PAPER if "open" not in symbol else color},
         },
         customdata=[_told(one, i) for i in range(len(x))],
         hovertemplate=f"<b>{label(name)}</b> ({label(family)})<br>%{{customdata}}<extra></extra>",
@@ -179,11 +182,11 @@ def distance_histogram(
     fig.update_xaxes(title_text="cosine distance", rangemode="tozero")
     fig.update_yaxes(title_text="share of pairs", rangemode="tozero")
     fig.update_layout(meta={"min_width": 480}, margin_t=50)
-    return titled(fig, title, subtitle="a vector is never compared with itself", width=72)
+    return titled(fig, title, subtitle="a vector is never compared with itself")
 
 
 def centroid_map(table: pd.DataFrame, *, title: str = "Distances between tasks") -> go.Figure:
-    """Draw the cosine distance between the centroids of every two tasks; a ring marks each row's nearest.
+    """Draw the cosine distance between the centroids of every two tasks; a frame marks each row's nearest.
 
     Args:
         table: What `tvlens.experiments.geometry.Geometry.neighbours` gives.
@@ -218,15 +221,17 @@ def centroid_map(table: pd.DataFrame, *, title: str = "Distances between tasks")
         customdata=hover, hovertemplate="%{customdata}<extra></extra>", hoverongaps=False,
     )  # fmt: skip
     first = table[table["rank"] == 1]
+    frame = {"color": ROLES["query_blind"].color, "width": 2}
+    for other, task in zip(first["other"], first["task"], strict=True):
+        x, y = names.index(other), names.index(task)
+        fig.add_shape(type="rect", x0=x - 0.48, x1=x + 0.48, y0=y - 0.46, y1=y + 0.46, line=frame)
+    marker = {"symbol": "square-open", "size": 12, "color": frame["color"], "line": {"width": 2}}
     fig.add_scatter(
-        x=[names.index(name) for name in first["other"]],
-        y=[names.index(name) for name in first["task"]],
-        mode="markers", marker={"symbol": "square-open", "size": 26, "color": ROLES["query_blind"].color,
-                                "line": {"width": 2}},
-        name="nearest task of the row", hoverinfo="skip", showlegend=True,
+        x=[None], y=[None], mode="markers", marker=marker, name="nearest task of the row",
+        hoverinfo="skip", showlegend=True,
     )  # fmt: skip
     _map_axes(fig, names, float(np.nanmax(z)))
-    return titled(fig, title, subtitle="cosine distance between mean vectors", width=72)
+    return titled(fig, title, subtitle="cosine distance between mean vectors")
 
 
 def _pair(row: dict[Any, Any]) -> str:
@@ -247,12 +252,11 @@ def _map_axes(fig: go.Figure, names: list[str], most: float) -> None:
         coloraxis={
             "colorscale": [[1 - at, color] for at, color in reversed(SEQUENTIAL)],
             "cmin": 0, "cmax": 1.15 * most,
-            "colorbar": {"title": {"text": "cosine distance", "side": "right", "font": {"size": 12}},
-                         "thickness": 10, "outlinewidth": 0, "nticks": 6, "tickfont_color": MUTED},
+            "colorbar": color_bar("cosine distance", height=max(30 * n, 160)),
         },
         height=max(30 * n, 160) + 170,
         margin={"r": 20, "b": 70, "t": 60},
         legend={"y": 1.01, "yanchor": "bottom", "x": 0, "xanchor": "left"},
-        plot_bgcolor=_EMPTY,
+        plot_bgcolor=EMPTY,
         meta={"min_width": 42 * n + 260},
     )  # fmt: skip

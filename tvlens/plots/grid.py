@@ -5,9 +5,11 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
+from tvlens.plots._axes import color_bar
 from tvlens.plots._bars import headed
 from tvlens.plots._cells import written_cells
-from tvlens.plots.theme import INK, SEQUENTIAL, figure, label
+from tvlens.plots.palette import EMPTY, SEQUENTIAL
+from tvlens.plots.theme import ROLES, figure, label
 
 _DONE = "done"
 
@@ -49,7 +51,7 @@ def grid(
     x, y = _chosen(axes, x, y)
     drawn, done = _means(data, value, [axis for axis in (y, x) if axis])
     columns, rows = (_labels(data, axis) for axis in (x, y))
-    said = value or "share of cells that are done"
+    said = "share of cells that are done" if value is None else _said(value)
     hover = [
         [
             f"<b>{label(row)}</b> {label(column)}<br>{label(said)}: {_short(drawn[i, j])}<br>"
@@ -65,24 +67,60 @@ def grid(
         written_cells(
             # The numbers stand in the cells; a scale beside a few rows would be too small to read.
             drawn, words, hover, colorscale=SEQUENTIAL, zmin=low, zmax=high, showscale=len(rows) > 5,
-            colorbar={"thickness": 10, "outlinewidth": 0, "title": {"text": label(said), "side": "right"}},
+            colorbar=color_bar(said, height=26 * len(rows)),
         )
     )  # fmt: skip
-    ticks = {"tickvals": list(range(len(columns))), "ticktext": [label(name) for name in columns]}
-    tilted = max((len(name) for name in columns), default=0) > 8
-    fig.update_xaxes(**ticks, side="top", tickangle=-30 if tilted else 0, showgrid=False, ticks="")
-    fig.update_xaxes(title_text=x if x not in (None, "model") else None)
-    ticks = {"tickvals": list(range(len(rows))), "ticktext": [label(name) for name in rows]}
-    fig.update_yaxes(**ticks, autorange="reversed", showgrid=False, ticks="")
-    top = 110 if tilted else 64
-    fig.update_layout(height=26 * len(rows) + top + 30, margin_b=30, margin_t=top, font_color=INK)
-    fig.update_layout(meta={"min_width": 64 * len(columns) + 260})
+    _frame(fig, rows, columns, None if x == "model" else x)
     others = [axis for axis in axes if axis not in (x, y)]
     counted = int((data["state"].values == _DONE).sum())
     small = f"{counted} of {data['state'].size} cells are done"
     small += f" · mean over {', '.join(others)}" if others else ""
-    by = " and ".join(axis for axis in (y, x) if axis)
-    return headed(fig, data, f"{said} by {by}" if title is None else title, small)
+    return headed(
+        fig, data, _sentence(said, drawn, rows, columns) if title is None else title, small
+    )
+
+
+def _said(value: str) -> str:
+    """A value in words; a name of one of the three accuracies or their floors is one of an accuracy."""
+    words = value.replace("_", " ")
+    return f"{words} accuracy" if value in ROLES else words
+
+
+def _sentence(said: str, drawn: np.ndarray, rows: list[str], columns: list[str]) -> str:
+    """The mean, and where the least and the largest value stand."""
+    subject = said[0].upper() + said[1:]
+    if not np.isfinite(drawn).any():
+        return f"{subject}: nothing is done yet"
+    if np.isfinite(drawn).sum() == 1:
+        return f"{subject} is {_short(float(np.nanmean(drawn)))}"
+
+    def at(where: int) -> str:
+        i, j = np.unravel_index(where, drawn.shape)
+        names = [rows[i]] * (len(rows) > 1) + [columns[j]] * (len(columns) > 1)
+        return f"{_short(drawn[i, j])} ({', '.join(names)})"
+
+    ends = f"from {at(int(np.nanargmin(drawn)))} to {at(int(np.nanargmax(drawn)))}"
+    return f"{subject} is {_short(float(np.nanmean(drawn)))} on average, {ends}"
+
+
+def _frame(fig: go.Figure, rows: list[str], columns: list[str], across: str | None) -> None:
+    ticks = {"tickvals": list(range(len(columns))), "ticktext": [label(name) for name in columns]}
+    tilted = max((len(name) for name in columns), default=0) > 8
+    fig.update_xaxes(
+        **ticks,
+        side="top",
+        tickangle=-30 if tilted else 0,
+        showgrid=False,
+        ticks="",
+        title_text=across,
+    )
+    ticks = {"tickvals": list(range(len(rows))), "ticktext": [label(name) for name in rows]}
+    fig.update_yaxes(**ticks, autorange="reversed", showgrid=False, ticks="")
+    top = 110 if tilted else 64
+    fig.update_layout(
+        height=26 * len(rows) + top + 30, margin_b=30, margin_t=top, plot_bgcolor=EMPTY,
+        meta={"min_width": 64 * len(columns) + 260},
+    )  # fmt: skip
 
 
 def _chosen(axes: list[str], x: str | None, y: str | None) -> tuple[str | None, str | None]:

@@ -11,11 +11,12 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
-from tvlens.plots._cells import CellText, button_row, cell_texts
+from tvlens.plots._axes import color_bar
+from tvlens.plots._cells import CellText, button_row, cell_texts, number
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import MONO, ROLES, SEQUENTIAL, figure, label, titled
+from tvlens.plots.palette import EMPTY, PAPER, SEQUENTIAL
+from tvlens.plots.theme import MONO, ROLES, figure, label, titled
 
-_EMPTY = "#eceff4"  # between cells
 _TOP, _OTHER = ROLES["query_blind"].color, ROLES["hypothesis"].color
 _COSTS = {"top": "best heads", "random": "random heads"}
 
@@ -60,7 +61,7 @@ def head_map(
     n = note.get("n_prompts")
     parts = [note.get("model"), f"mean of {n} sequences of random tokens said twice" if n else None]
     sentence = data.attrs.get("finding", "") if title is None else title
-    return titled(fig, sentence, subtitle=" · ".join(map(str, filter(None, parts))), width=72)
+    return titled(fig, sentence, subtitle=" · ".join(map(str, filter(None, parts))))
 
 
 def _cells(data: xr.Dataset, how: CellText, kind: str, *, visible: bool) -> go.Heatmap:
@@ -83,18 +84,15 @@ def _cells(data: xr.Dataset, how: CellText, kind: str, *, visible: bool) -> go.H
 
 
 def _heads_axes(fig: go.Figure, data: xr.Dataset, *, controls: bool) -> None:
+    # Rows become flatter where there are many, down to what a tick label needs.
+    row, top = float(np.clip(460 / data.sizes["layer"], 15, 30)), 34 + 44 * controls
+    tall = max(row * data.sizes["layer"], 120)
     fig.update_layout(
         coloraxis={
             "colorscale": SEQUENTIAL,
             "cmin": 0,
             "cmax": 1,
-            "colorbar": {
-                "title": {"text": "attention", "side": "right", "font": {"size": 12}},
-                "thickness": 10,
-                "outlinewidth": 0,
-                "len": 1,
-                "nticks": 6,
-            },
+            "colorbar": color_bar("attention", height=tall),
         }
     )
     for axis, dim in ((fig.update_xaxes, "head"), (fig.update_yaxes, "layer")):
@@ -104,11 +102,9 @@ def _heads_axes(fig: go.Figure, data: xr.Dataset, *, controls: bool) -> None:
             tickvals=list(range(0, len(names), step)), ticktext=names[::step], showgrid=False,
             ticks="", title_text=dim, range=[-0.5, len(names) - 0.5], tickfont_size=11,
         )  # fmt: skip
-    # Rows become flatter where there are many, down to what a tick label needs.
-    row, top = float(np.clip(460 / data.sizes["layer"], 15, 30)), 34 + 44 * controls
     fig.update_layout(
-        height=max(row * data.sizes["layer"], 120) + 60 + top,
-        plot_bgcolor=_EMPTY,
+        height=tall + 60 + top,
+        plot_bgcolor=EMPTY,
         margin={"t": top, "b": 60, "r": 20},
         meta={"min_width": max(26 * data.sizes["head"], 420) + 160},
     )
@@ -150,7 +146,9 @@ def ablation_costs(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     heads = [
         "<br>".join(
             f"layer {layer}, head {head}"
-            for layer, head in zip(data["random_layer"][d], data["random_head"][d], strict=True)
+            for layer, head in zip(
+                data["random_layer"].values[d], data["random_head"].values[d], strict=True
+            )
         )
         for d in range(data.sizes["draw"])
     ]
@@ -220,11 +218,11 @@ def _strip(
         x=values,
         y=row + spread,
         mode="markers",
-        marker={"color": color, "size": 7, "opacity": 0.55, "line": {"color": "white", "width": 1}},
+        marker={"color": color, "size": 7, "opacity": 0.55, "line": {"color": PAPER, "width": 1}},
         name=name,
         showlegend=False,
         customdata=texts,
-        hovertemplate="%{x:.3f}<br>%{customdata}<extra></extra>",
+        hovertemplate=f"{label(name)}: %{{x:.3f}}<br>%{{customdata}}<extra></extra>",
     )
     middle, low, high = mean
     known = low == low
@@ -239,8 +237,8 @@ def _strip(
         },
         name=f"{name}, mean",
         showlegend=False,
-        hovertemplate="mean %{x:.3f}"
-        + (f" ({low:.3f} to {high:.3f})" if known else "")
+        hovertemplate=f"{label(name)}: mean {number(middle)}"
+        + (f" ({number(low)} to {number(high)})" if known else "")
         + "<extra></extra>",
     )  # fmt: skip
 
@@ -250,5 +248,5 @@ def _strip_axes(fig: go.Figure, rows: list[str], quantity: str) -> None:
         tickvals=list(range(len(rows))), ticktext=[label(r) for r in rows], ticks="",
         range=[len(rows) - 0.5, -0.3], showgrid=False,
     )  # fmt: skip
-    fig.update_xaxes(title_text=quantity, zeroline=True, zerolinecolor="#c5ccd6")
+    fig.update_xaxes(title_text=quantity, zeroline=True)
     fig.update_layout(height=90 * len(rows) + 110, meta={"min_width": 460})

@@ -8,14 +8,29 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from tvlens.plots.theme import DIVERGING, MUTED, Role, figure, label, percent, titled
+from tvlens._words import fixed
+from tvlens.plots._axes import color_bar
+from tvlens.plots.palette import (
+    BLUE,
+    DIVERGING,
+    EMPTY,
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+)
+from tvlens.plots.theme import Role, figure, label, percent, titled
 
 _NAMES = {
-    "real": Role("real names", "#0072B2", "solid", "circle"),
-    "invented": Role("invented names", "#E69F00", "dash", "square"),
-    "untouched": Role("untouched names", "#7d8896", "dot", "diamond"),
+    "real": Role("real names", BLUE, "solid", "circle"),
+    "invented": Role("invented names", ORANGE, "dash", "square"),
+    "untouched": Role("untouched names", GREY, "dot", "diamond"),
 }
-_BARE = Role("bare question: memorised city", "#1f2933", "dashdot", "x")
+_BARE = Role("bare question: memorised city", INK, "dashdot", "x")
 _ARMS = {
     "adamw": "AdamW, full batch",
     "sgd": "SGD, one question a step",
@@ -23,23 +38,23 @@ _ARMS = {
 }
 _WORDINGS = {"same": "told in the question's words", "other": "told in other words"}
 _PLACES = {
-    "all tokens": Role("residual, all tokens", "#1f2933", "solid", "circle"),
-    "stated name": Role("residual, stated name", "#56B4E9", "dash", "square"),
-    "stated city": Role("residual, stated city", "#E69F00", "solid", "diamond"),
-    "asked name": Role("residual, asked name", "#0072B2", "solid", "triangle-up"),
-    "question": Role("residual, rest of the question", "#9A4C7D", "dot", "x"),
-    "last token": Role("residual, last token", "#D55E00", "dash", "star"),
-    "attention": Role("what attention adds", "#007A5A", "solid", "circle-open"),
-    "MLP": Role("what the MLP adds", "#7d8896", "dash", "square-open"),
+    "all tokens": Role("residual, all tokens", INK, "solid", "circle"),
+    "stated name": Role("residual, stated name", SKY, "dash", "square"),
+    "stated city": Role("residual, stated city", ORANGE, "solid", "diamond"),
+    "asked name": Role("residual, asked name", BLUE, "solid", "triangle-up"),
+    "question": Role("residual, rest of the question", PURPLE, "dot", "x"),
+    "last token": Role("residual, last token", VERMILION, "dash", "star"),
+    "attention": Role("what attention adds", GREEN, "solid", "circle-open"),
+    "MLP": Role("what the MLP adds", GREY, "dash", "square-open"),
 }
 _DIRECTIONS = {
     "tuned_into_base": "fine-tuned values written into the base model",
     "base_into_tuned": "base values written into the fine-tuned model",
 }
 _HOWS = {
-    "up_to": Role("base, fine-tuned up to here", "#1f2933", "solid", "circle"),
-    "only": Role("base, only this fine-tuned", "#0072B2", "dash", "square"),
-    "without": Role("fine-tuned, only this of base", "#E69F00", "dot", "diamond"),
+    "up_to": Role("base, fine-tuned up to here", INK, "solid", "circle"),
+    "only": Role("base, only this fine-tuned", BLUE, "dash", "square"),
+    "without": Role("fine-tuned, only this of base", ORANGE, "dot", "diamond"),
 }
 
 
@@ -104,16 +119,16 @@ def cities_curves(rates: pd.DataFrame, *, title: str | None = None) -> go.Figure
                 showlegend=i + j == 0,
                 line={"color": _BARE.color, "dash": _BARE.dash, "width": 1.4},
                 marker={"symbol": _BARE.symbol, "size": 6},
-                hovertemplate="bare questions answered by heart<br>step %{x}: %{y:.2f}<extra></extra>",
+                hovertemplate="bare questions answered by heart<br>step %{x:,}: %{y:.2f}<extra></extra>",
                 row=2 * i + 1,
                 col=j + 1,
             )
-            fig.add_hline(y=0, line={"color": "#9aa5b1", "width": 1}, row=2 * i + 2, col=j + 1)  # pyright: ignore[reportArgumentType]
+            fig.add_hline(y=0, line={"color": GREY, "width": 1}, row=2 * i + 2, col=j + 1)  # pyright: ignore[reportArgumentType]
     low = min(0.0, float(rates["delta_low"].to_numpy().min()))
     high = float(rates["delta_high"].to_numpy().max())
     for i in range(len(arms)):
         fig.update_yaxes(range=[-0.04, 1.06], tickvals=[0, 0.5, 1], row=2 * i + 1)
-        fig.update_yaxes(title_text="share", row=2 * i + 1, col=1)
+        fig.update_yaxes(title_text="share of conflicts", row=2 * i + 1, col=1)
         fig.update_yaxes(title_text="log odds (nats)", row=2 * i + 2, col=1)
         fig.update_yaxes(
             range=[low - 0.05 * (high - low), high + 0.05 * (high - low)], row=2 * i + 2
@@ -128,7 +143,7 @@ def cities_curves(rates: pd.DataFrame, *, title: str | None = None) -> go.Figure
         "Above: share of conflicts in which the stated city is the likeliest of eight. Below: log p(stated) "
         "- log p(memorised) of whole answers. Bands: 95% over names."
     )
-    return titled(fig, title or "Context against memory", subtitle=small, width=90)
+    return titled(fig, title or "Context against memory", subtitle=small)
 
 
 def _band(
@@ -163,7 +178,7 @@ def _band(
         line={"color": role.color, "dash": role.dash, "width": 2},
         marker={"symbol": role.symbol, "size": 6},
         customdata=texts,
-        hovertemplate=f"{role.name}<br>step %{{x}}: %{{customdata}}<extra></extra>",
+        hovertemplate=f"{role.name}<br>step %{{x:,}}: %{{customdata}}<extra></extra>",
         row=at[0],
         col=at[1],
     )
@@ -210,7 +225,9 @@ def cities_matrix(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     fig.update_annotations(font_size=13)
     for k in range(len(steps)):
         values = delta.values[k]
-        texts = [["" if np.isnan(v) else f"{v:+.0f}" for v in row] for row in values]
+        texts = [
+            ["" if np.isnan(v) else fixed(v, 0, sign=True) for v in row] for row in values.tolist()
+        ]
         fig.add_heatmap(
             z=values,
             x=cities,
@@ -225,24 +242,19 @@ def cities_matrix(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
             col=k + 1,
         )
     most = float(np.nanmax(np.abs(delta.values))) or 1.0
-    bar = {
-        "title": {"text": "log odds<br>stated : memorised", "font": {"size": 11, "color": MUTED}},
-        "thickness": 12,
-    }
+    bar = color_bar("log odds, stated against memorised (nats)", height=230)
     fig.update_layout(
         coloraxis={"colorscale": DIVERGING, "cmin": -most, "cmax": most, "colorbar": bar},
         height=380,
         margin_t=46,
-        meta={"min_width": 330 * len(steps)},
-    )
-    fig.update_xaxes(showgrid=False, tickangle=-40)
+        meta={"min_width": 330 * len(steps)}, plot_bgcolor=EMPTY,
+    )  # fmt: skip
+    fig.update_xaxes(showgrid=False, tickangle=-40, title_text="stated city")
     fig.update_yaxes(showgrid=False, autorange="reversed")
-    return titled(
-        fig,
-        title or "Stated city against memorised city",
-        width=90,
-        subtitle="Names with the city they learn; columns: the city that is stated. Blue: context wins.",
-    )
+    won = [float((part[np.isfinite(part)] > 0).mean()) for part in delta.values]
+    said = ", ".join(f"{v:.0%} of conflicts at step {s}" for v, s in zip(won, steps, strict=True))
+    small = "Names with the city they learn; columns: the city that is stated. Blue: context wins."
+    return titled(fig, title or f"The stated city wins in {said}", subtitle=small)
 
 
 def cities_patches(effects: xr.Dataset, *, title: str | None = None) -> go.Figure:
@@ -295,7 +307,16 @@ def cities_patches(effects: xr.Dataset, *, title: str | None = None) -> go.Figur
     small = (
         "Mean log odds of stated against memorised city, trained names, where the two first differ."
     )
-    return titled(fig, title or "Which activations carry the change", subtitle=small, width=90)
+    return titled(fig, title or _carried(effects), subtitle=small)
+
+
+def _carried(effects: xr.Dataset) -> str:
+    """From which layer on the last token's activations move the log odds more than half of the way."""
+    base, tuned = (float(effects["clean"].sel(weights=name)) for name in ("base", "tuned"))
+    one = effects["patched"].sel(direction="tuned_into_base", place="last token")
+    far = one["layer"].values[((one.values - base) / (tuned - base)) > 0.5]
+    whom = "The fine-tuned last token, written into the base model, changes the answer"
+    return f"{whom} from layer {far[0]} on" if len(far) else f"{whom} at no layer by half"
 
 
 def cities_grafts(effects: xr.Dataset, *, title: str | None = None) -> go.Figure:
@@ -337,19 +358,30 @@ def cities_grafts(effects: xr.Dataset, *, title: str | None = None) -> go.Figure
                 hovertemplate=f"{role.name}<br>%{{customdata}}: %{{y:.2f}}<extra></extra>",
             )  # fmt: skip
     fig.update_yaxes(title_text="log odds (nats)", row=1)
-    fig.update_yaxes(title_text="memorised", range=[-0.05, 1.05], row=2)
+    fig.update_yaxes(title_text="share memorised", range=[-0.05, 1.05], row=2)
     fig.update_xaxes(tickvals=list(range(len(named))), ticktext=places, showgrid=False)
     meta = {"min_width": 80 * len(named)}
     fig.update_layout(height=520, margin_t=46, margin_r=84, meta=meta, legend={"y": -0.24})
     small = "Log odds of stated against memorised city, trained names. Error bars: 95% over names."
-    return titled(fig, title or "Which weights made the change", subtitle=small, width=90)
+    return titled(fig, title or _made(effects), subtitle=small)
+
+
+def _made(effects: xr.Dataset) -> str:
+    """The part that alone moves the log odds most towards those of the fine-tuned model."""
+    base, tuned = (float(effects["clean"].sel(weights=name)) for name in ("base", "tuned"))
+    only = effects["grafted"].sel(how="only").dropna("part")
+    best = only[int(np.argmax(((only - base) / (tuned - base)).values))]
+    return (
+        f"Of parts fine-tuned alone, the log odds move most with {best['part'].values}: from {base:+.1f} to "
+        f"{float(best):+.1f}; all weights move them to {tuned:+.1f}"
+    )
 
 
 def _ends(fig: go.Figure, effects: xr.Dataset, row: int) -> None:
     """Draw what the two models do, unpatched."""
     levels = {name: float(effects["clean"].sel(weights=name)) for name in ("base", "tuned")}
     for name, level in levels.items():
-        line = {"color": "#9aa5b1", "width": 1.2, "dash": "solid" if name == "base" else "dash"}
+        line = {"color": GREY, "width": 1.2, "dash": "solid" if name == "base" else "dash"}
         fig.add_shape(
             type="line", x0=0, x1=1, xref="x domain", y0=level, y1=level, line=line, row=row, col=1,  # pyright: ignore[reportArgumentType]
         )  # fmt: skip

@@ -9,13 +9,15 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from tvlens.plots.theme import SEQUENTIAL, Role, figure, percent, titled
+from tvlens.plots._axes import color_bar, powers
+from tvlens.plots.palette import BLUE, EMPTY, GREY, ORANGE, SEQUENTIAL
+from tvlens.plots.theme import Role, figure, percent, titled
 
 MECHANISMS = {
-    "loss_1": Role("mechanism 1 (in context)", "#0072B2", "solid", "circle"),
-    "loss_2": Role("mechanism 2 (in weights)", "#E69F00", "dash", "square"),
+    "loss_1": Role("mechanism 1 (in context)", BLUE, "solid", "circle"),
+    "loss_2": Role("mechanism 2 (in weights)", ORANGE, "dash", "square"),
 }
-_COST = Role("cost of both", "#7d8896", "dot", "x")
+_COST = Role("cost of both", GREY, "dot", "x")
 _FLOOR = 1e-8
 
 
@@ -54,19 +56,20 @@ def coopetition_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figu
     for i in range(n):
         for name, role in {**MECHANISMS, "cost": _COST}.items():
             _lines(fig, step, np.maximum(data[name].isel(setting=i).values, _FLOOR), role, i + 1)
-    learnt: Any = {"line": {"color": "#9aa5b1", "dash": "dash", "width": 1}, "row": 1, "col": "all"}
+    learnt: Any = {"line": {"color": GREY, "dash": "dash", "width": 1}, "row": 1, "col": "all"}
     fig.add_hline(y=0.01, **learnt)
     last = np.log10(step[-1] + 1)
     ends = [min(1.0, last / 2), last]
-    fig.update_xaxes(type="log", title_text="step + 1", dtick=1, exponentformat="power", range=ends)
+    fig.update_xaxes(
+        **powers(10 ** ends[0], 10**last), title_text="step, counted from 1", range=ends
+    )
     low = int(np.floor(np.log10(max(_FLOOR, float(data["loss_2"].min())))))
-    fig.update_yaxes(type="log", range=[max(low, -8) - 0.1, 0.6], dtick=1, exponentformat="power")
+    least = max(low, -8)
+    fig.update_yaxes(**powers(10.0**least, 1, most=10), range=[least - 0.1, 0.6])
     fig.update_yaxes(title_text="loss", col=1)
     fig.update_layout(height=400, margin_t=46, meta={"min_width": 320 * n})
     small = "Dashed at .01: learnt. Thin lines: seeds; thick: their median."
-    return titled(
-        fig, title or "Two mechanisms that share factors", subtitle=small, width=34 + 26 * n
-    )
+    return titled(fig, title or "Two mechanisms that share factors", subtitle=small)
 
 
 def _head(alpha: float) -> str:
@@ -87,7 +90,7 @@ def _lines(fig: go.Figure, step: Any, curves: Any, role: Role, col: int) -> None
         x=x, y=np.median(curves, axis=0), customdata=step, mode="lines", name=role.name,
         legendgroup=role.name, showlegend=col == 1,
         line={"color": role.color, "width": 2.6, "dash": role.dash},
-        hovertemplate=f"{role.name}<br>step %{{customdata}}: %{{y:.2g}}<extra></extra>", row=1, col=col,
+        hovertemplate=f"{role.name}<br>step %{{customdata:,}}: %{{y:.2g}}<extra></extra>", row=1, col=col,
     )  # fmt: skip
 
 
@@ -133,7 +136,7 @@ def coopetition_dials(rates: pd.DataFrame, *, title: str | None = None) -> go.Fi
             z=share.values, x=[f"{a:g}" for a in share.columns], y=[f"{w:g}" for w in share.index],
             zmin=0, zmax=1, colorscale=SEQUENTIAL, showscale=i == 0, xgap=1, ygap=1,
             text=[[percent(v) for v in row] for row in share.values], texttemplate="%{text}",
-            colorbar={"title": "share", "thickness": 12},
+            colorbar=color_bar("share of seeds", height=230 * len(down)), textfont={"size": 12},
             customdata=np.stack([grids[k].values for k in ("low", "high", "least_1", "final_1")], axis=-1),
             hovertemplate="alpha %{x}, %{y} numbers in d<br>transient %{z:.2f} [%{customdata[0]:.2f}, "
             "%{customdata[1]:.2f}]<br>L1 at best %{customdata[2]:.2g}, in the end %{customdata[3]:.2g}"
@@ -144,5 +147,20 @@ def coopetition_dials(rates: pd.DataFrame, *, title: str | None = None) -> go.Fi
     fig.update_yaxes(type="category", showgrid=False)
     fig.update_yaxes(title_text="numbers in d", col=1)
     height, width = 100 + 230 * len(down), 260 * len(across)
-    fig.update_layout(height=height, margin_t=46, meta={"min_width": width})
-    return titled(fig, title or "Share of seeds in which mechanism 1 came and went", width=80)
+    fig.update_layout(height=height, margin_t=46, meta={"min_width": width}, plot_bgcolor=EMPTY)
+    return titled(
+        fig, _most(rates) if title is None else title,
+        subtitle="Share of seeds in which mechanism 1 came and went; d is mechanism 2's own factor.",
+    )  # fmt: skip
+
+
+def _most(rates: pd.DataFrame) -> str:
+    """Where mechanism 1 comes and goes in most seeds."""
+    top: Any = rates.loc[rates["transient"].idxmax()]
+    if not top["transient"]:
+        return f"Mechanism 1 came and went in no seed of {len(rates)} settings"
+    dials = f"alpha = {top['alpha']:g}, mu1 = {top['mu1']:g}, mu2 = {top['mu2']:g}"
+    return (
+        f"Mechanism 1 came and went in up to {top['transient']:.0%} of seeds: at {dials}, with "
+        f"{top['width']:g} numbers in d"
+    )

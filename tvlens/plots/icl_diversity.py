@@ -8,11 +8,13 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from tvlens.plots.theme import MUTED, Role, figure, percent, titled
+from tvlens.plots._axes import powers
+from tvlens.plots.palette import BLUE, INK, MUTED, ORANGE
+from tvlens.plots.theme import Role, figure, percent, titled
 
 _ROLES = {
-    "new_classes": Role("new classes (in context)", "#0072B2", "solid", "circle"),
-    "in_weights": Role("class absent (in weights)", "#E69F00", "dash", "triangle-up"),
+    "new_classes": Role("new classes (in context)", BLUE, "solid", "circle"),
+    "in_weights": Role("class absent (in weights)", ORANGE, "dash", "triangle-up"),
 }
 
 
@@ -24,7 +26,7 @@ def diversity_sweep(
     Args:
         ends: ``n_classes, seed, new_classes, in_weights`` as ``Diversity.ends()`` gives them.
         threshold: K*, drawn as a line where it is finite and above 0.
-        title: The sentence that says what came out.
+        title: Replaces the sentence that says what came out.
 
     Returns:
         The figure; points are networks, lines their means.
@@ -50,7 +52,7 @@ def diversity_sweep(
         # Seeds stand a little apart, and both tests on their own side.
         at = ends["n_classes"] * np.exp(0.06 * sign + 0.012 * order)
         texts = [
-            f"{k} classes, seed {seed}<br>{role.name} {percent(v)}"
+            f"{k:,.0f} classes, seed {seed}<br>{role.name} {percent(v)}"
             for k, seed, v in zip(ends["n_classes"], ends["seed"], ends[name], strict=True)
         ]
         fig.add_scatter(
@@ -68,21 +70,19 @@ def diversity_sweep(
     fig.add_histogram(
         y=ends["new_classes"], ybins={"start": 0.3, "end": 1.05, "size": 0.05}, showlegend=False,
         marker={"color": role.faint(0.6), "line": {"width": 0}},
-        hovertemplate="%{x} networks end with %{y}<extra></extra>", row=1, col=2,
+        hovertemplate="%{x} networks end with %{y} on new classes<extra></extra>", row=1, col=2,
     )  # fmt: skip
     if threshold is not None and np.isfinite(threshold) and threshold > 0:
         line: Any = {"color": MUTED, "dash": "dot", "width": 1.2}
         place: Any = {"row": 1, "col": 1, "annotation_text": "K*"}
         fig.add_vline(x=threshold, line=line, **place)
-    classes = sorted(set(ends["n_classes"]))
     fig.update_xaxes(
-        type="log", title_text="classes in training, K", tickvals=classes,
-        ticktext=[f"{k:,.0f}" for k in classes], row=1, col=1,
-    )  # fmt: skip
+        **_classes(ends["n_classes"]), title_text="classes in training, K", row=1, col=1
+    )
     fig.update_xaxes(title_text="networks", row=1, col=2)
     fig.update_yaxes(range=[0.3, 1.03], title_text="accuracy at the end", row=1, col=1)
     fig.update_layout(height=400, meta={"min_width": 520}, bargap=0.05)
-    return titled(fig, title or "In-context learning by number of classes", width=80)
+    return titled(fig, title or "In-context learning by number of classes")
 
 
 def memorising_law(
@@ -98,7 +98,7 @@ def memorising_law(
         integrals: I_K by number of classes and seed; NaN where memorising did not end.
         exponent: The slope that was fitted.
         authors: The authors' slope, drawn through the middle of the data.
-        title: The sentence that says what came out.
+        title: Replaces the sentence that says what came out.
 
     Returns:
         The figure.
@@ -116,33 +116,45 @@ def memorising_law(
         raise ValueError(f"integrals need dimensions n_classes and seed, got {integrals.dims}")
     fig, table = figure(), integrals.rename("value").to_dataframe().reset_index().dropna()
     texts = [
-        f"{k} classes, seed {s}: {v:.3g}"
+        f"{k:,.0f} classes, seed {s:.0f}: {v:.3g}"
         for k, s, v in table[["n_classes", "seed", "value"]].values
     ]
     fig.add_scatter(
         x=table["n_classes"], y=table["value"], mode="markers", name="networks without attention",
-        marker={"color": "#E69F00", "symbol": "triangle-up", "size": 8}, customdata=texts,
+        marker={"color": ORANGE, "symbol": "triangle-up", "size": 8}, customdata=texts,
         hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
     if len(table):
         k = np.array(sorted(set(table["n_classes"])), dtype=float)
         middle = np.log(table[["n_classes", "value"]]).mean()
-        for slope, name, dash in ((exponent, "fit", "solid"), (authors, "authors", "dash")):
+        for slope, name, dash in ((exponent, "fit", "solid"), (authors, "the authors", "dash")):
             if slope is None or slope != slope:
                 continue
             fig.add_scatter(
                 x=k, y=np.exp(middle["value"] + slope * (np.log(k) - middle["n_classes"])), mode="lines",
-                name=f"{name}: K^{slope:.2f}", hoverinfo="skip",
-                line={"color": "#1f2933", "dash": dash, "width": 1.6},
+                name=f"{name}: K<sup>{slope:.2f}</sup>", hoverinfo="skip",
+                line={"color": INK, "dash": dash, "width": 1.6},
             )  # fmt: skip
-    fig.update_xaxes(type="log", title_text="classes, K")
-    fig.update_yaxes(type="log", title_text="I_K")
+    fig.update_xaxes(**_classes(integrals["n_classes"].values), title_text="classes in training, K")
+    fig.update_yaxes(title_text="error summed over training, I<sub>K</sub>")
+    if len(table):
+        values = table["value"].to_numpy(float)
+        low, high = values.min() / 1.5, values.max() * 1.5
+        fig.update_yaxes(**powers(low, high), range=[np.log10(low), np.log10(high)])
     fig.update_layout(height=360, meta={"min_width": 420})
     left = int(integrals.isnull().all("seed").sum())
     small = f"{left} numbers of classes are left out: not memorised by the end" if left else ""
-    return titled(
-        fig, title or "How long memorising takes without attention", subtitle=small, width=70
-    )
+    known = exponent is not None and exponent == exponent
+    said = f"Without attention memorising takes longer as K^{exponent:.2f}" if known else (
+        "Without attention too few numbers of classes were memorised for a law"
+    )  # fmt: skip
+    return titled(fig, said if title is None else title, subtitle=small)
+
+
+def _classes(classes: Any) -> dict[str, Any]:
+    """A logarithmic axis with a tick at every number of classes."""
+    there = sorted({int(k) for k in classes})
+    return {"type": "log", "tickvals": there, "ticktext": [f"{k:,}" for k in there]}
 
 
 def diversity_curves(data: xr.DataArray, *, title: str | None = None) -> go.Figure:
@@ -150,7 +162,7 @@ def diversity_curves(data: xr.DataArray, *, title: str | None = None) -> go.Figu
 
     Args:
         data: Values by number of classes, seed, measure and step, of networks with attention.
-        title: The sentence that says what came out.
+        title: Replaces the sentence that says what came out.
 
     Returns:
         The figure.
@@ -169,7 +181,7 @@ def diversity_curves(data: xr.DataArray, *, title: str | None = None) -> go.Figu
     sizes = data["n_classes"].values
     columns = min(3, len(sizes))
     rows = -(-len(sizes) // columns)
-    heads = [f"<b>K = {k}</b>" for k in sizes]
+    heads = [f"<b>{k:,} classes</b>" for k in sizes]
     fig = make_subplots(
         rows, columns, shared_xaxes=True, shared_yaxes=True, subplot_titles=heads, figure=figure(),
         horizontal_spacing=0.04, vertical_spacing=0.24 / rows,
@@ -182,10 +194,14 @@ def diversity_curves(data: xr.DataArray, *, title: str | None = None) -> go.Figu
                     x=data["step"].values, y=data.sel(n_classes=k, seed=seed, measure=name).values,
                     mode="lines", name=role.name, legendgroup=role.name, showlegend=i == j == 0,
                     line={"color": role.faint(0.7), "width": 1.4, "dash": role.dash},
-                    hovertemplate=f"seed {seed}, step %{{x}}: %{{y:.2f}}<extra></extra>",
+                    hovertemplate=f"{role.name}, seed {seed}<br>step %{{x:,}}: %{{y:.2f}}<extra></extra>",
                     row=i // columns + 1, col=i % columns + 1,
                 )  # fmt: skip
     fig.update_yaxes(range=[0.3, 1.03])
+    fig.update_yaxes(title_text="accuracy", col=1)
     fig.update_xaxes(title_text="step", row=rows)
     fig.update_layout(height=170 * rows + 120, margin_t=46, meta={"min_width": 200 * columns})
-    return titled(fig, title or "Accuracy over steps, by number of classes", width=80)
+    end = data.sel(measure="new_classes").isel(step=-1).mean("seed").sortby("n_classes")
+    few, many = (f"{float(end[i]):.2f} with {int(end['n_classes'][i]):,}" for i in (0, -1))
+    said = f"In the end new classes are answered right in {few} classes in training, and in {many}"
+    return titled(fig, said if title is None else title)

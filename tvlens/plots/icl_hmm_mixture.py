@@ -2,19 +2,20 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from tvlens.plots._axes import steps_on_log
+from tvlens.plots.palette import BLUE, INK, ORANGE, PURPLE
 from tvlens.plots.theme import Role, figure, percent, titled
 
 _PREDICTORS = {
-    "concept known": Role("concept known (ceiling)", "#1f2933", "dash", "square"),
-    "exact": Role("exact Bayesian inference", "#0072B2", "solid", "circle"),
-    "transformer": Role("transformer", "#E69F00", "dashdot", "triangle-up"),
-    "no inference": Role("no inference (prior for ever)", "#9A4C7D", "dot", "x-thin-open"),
+    "concept known": Role("concept known (ceiling)", INK, "dash", "square"),
+    "exact": Role("exact Bayesian inference", BLUE, "solid", "circle"),
+    "transformer": Role("transformer", ORANGE, "dashdot", "triangle-up"),
+    "no inference": Role("no inference (prior for ever)", PURPLE, "dot", "x-thin-open"),
 }
 _ROWS = {"accuracy": "accuracy", "divergence": "nats from exact"}
 
@@ -78,7 +79,7 @@ def hmm_accuracy(rates: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     fig.update_layout(
         height=520, margin_t=46, meta={"min_width": 300 * len(lengths)}, legend={"y": -0.14}
     )
-    return titled(fig, title or "A mixture of hidden Markov models", width=86)
+    return titled(fig, title or "A mixture of hidden Markov models")
 
 
 def _points(
@@ -128,22 +129,20 @@ def hmm_training(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     """
     if "training" not in data:
         raise ValueError(f"the data lacks training; it has: {', '.join(map(str, data))}")
-    fig, step = figure(), np.maximum(data["step"].values, 0.5)
+    fig, (at, axis) = figure(), steps_on_log(data["step"].values)
     for name, key in (("loss", "transformer"), ("exact_loss", "exact")):
         role = _PREDICTORS[key]
         fig.add_scatter(
-            x=step, y=data["training"].sel(measure=name).values, mode="lines+markers", name=role.name,
+            x=at, y=data["training"].sel(measure=name).values, mode="lines+markers", name=role.name,
             line={"color": role.color, "dash": role.dash, "width": 2}, marker={"symbol": role.symbol},
-            hovertemplate=f"{role.name}<br>step %{{x}}: %{{y:.3f}} nats<extra></extra>",
+            customdata=data["step"].values,
+            hovertemplate=f"{role.name}<br>step %{{customdata:,}}: %{{y:.3f}} nats<extra></extra>",
         )  # fmt: skip
-    fig.update_xaxes(
-        type="log", title_text="step (0 at the left end)", dtick=1, exponentformat="power"
-    )
+    fig.update_xaxes(**axis, title_text="training step")
     fig.update_yaxes(title_text="nats a token, held-out documents")
     fig.update_layout(height=340, meta={"min_width": 420})
     gap = float(data["training"].isel(step=-1).sel(measure="divergence"))
     return titled(
         fig,
         title or f"On held-out documents the transformer ends {gap:.3f} nats above exact inference",
-        width=70,
     )

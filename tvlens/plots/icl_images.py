@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
@@ -9,12 +10,14 @@ from einops import rearrange
 from plotly.subplots import make_subplots
 
 from tvlens._errors import unknown
-from tvlens.plots.theme import INK, Role, figure, label, titled
+from tvlens.plots._axes import powers
+from tvlens.plots.palette import BLUE, GREEN, INK, LINE, PAPER, VERMILION
+from tvlens.plots.theme import Role, figure, label, titled
 
 _GROUPS = {
-    "high": Role("common classes", "#0072B2", "solid", "circle"),
-    "low": Role("rare classes", "#D55E00", "solid", "diamond"),
-    "novel": Role("novel classes", "#007A5A", "solid", "square"),
+    "high": Role("common classes", BLUE, "solid", "circle"),
+    "low": Role("rare classes", VERMILION, "solid", "diamond"),
+    "novel": Role("novel classes", GREEN, "solid", "square"),
 }
 _TRAINED = {"transformer": "solid", "in-weight": "dot", "in-context": "dash"}
 _PANELS = {
@@ -98,12 +101,11 @@ def image_errors(
                 if authors is not None and trained != "in-weight":
                     known = authors.query("probe == @probe and trained == @trained")
                     _authors(fig, known, role, trained, column, shown)
+    seen = curves["seen"].to_numpy(float)
     fig.update_xaxes(
-        type="log",
-        title_text="times the dataset asks for a rare class",
-        title_font_size=12,
-        dtick=1,
-    )
+        **powers(seen.min(), seen.max(), most=5),
+        title_text="times the dataset asks for a rare class", title_font_size=12,
+    )  # fmt: skip
     fig.update_yaxes(title_text=_WORDS[measure], col=1)
     if measure in ("error", "alpha"):
         fig.update_yaxes(range=[-0.04, 1.06])
@@ -113,9 +115,7 @@ def image_errors(
     small = "Means over seeds, bands ± standard error"
     if authors is not None and len(authors):
         small += " · open, +: the authors on Omniglot (1,603 rare classes, L = 2), read off figures (± .05)"
-    return titled(
-        fig, title or "Pictures: from the context or from the weights", subtitle=small, width=80
-    )
+    return titled(fig, title or "Pictures: from the context or from the weights", subtitle=small)
 
 
 def image_steps(errors: xr.DataArray, *, title: str | None = None) -> go.Figure:
@@ -123,7 +123,7 @@ def image_steps(errors: xr.DataArray, *, title: str | None = None) -> go.Figure:
 
     Args:
         errors: By ``n_sequences``, ``step`` and ``probe``.
-        title: The sentence that says what came out.
+        title: Replaces the sentence that says what came out.
 
     Returns:
         The figure.
@@ -153,15 +153,27 @@ def image_steps(errors: xr.DataArray, *, title: str | None = None) -> go.Figure:
                 mode="lines+markers", name=name, legendgroup=name, showlegend=column == 1,
                 line={"color": role.color, "dash": dash, "width": 1.8},
                 marker={"symbol": role.symbol, "size": 5},
-                hovertemplate=f"{name}<br>step %{{x}}: %{{y:.3f}}<extra></extra>", row=1, col=column,
+                hovertemplate=f"{name}<br>step %{{x:,}}: %{{y:.3f}}<extra></extra>", row=1, col=column,
             )  # fmt: skip
-    fig.update_xaxes(type="log", title_text="step", dtick=1)
+    step = errors["step"].values
+    fig.update_xaxes(**powers(step.min(), step.max(), most=5), title_text="training step")
     fig.update_yaxes(range=[-0.04, 1.06])
     fig.update_yaxes(title_text="error", col=1)
     fig.update_layout(
         height=360, margin_t=50, legend={"y": -0.26}, meta={"min_width": 240 * len(sizes)}
     )
-    return titled(fig, title or "Errors over training steps", width=90)
+    return titled(fig, _best(errors, asked[0]) if title is None and asked else title or "")
+
+
+def _best(errors: xr.DataArray, probe: str) -> str:
+    """When copying is best on the largest dataset, and what becomes of it."""
+    one = errors.sel(probe=probe).isel(n_sequences=int(np.argmax(errors["n_sequences"].values)))
+    best = one.isel(step=int(one.argmin("step")))
+    classes, labels = _named(probe).split()[1:]
+    return (
+        f"At N = {int(one['n_sequences']):,} the error on {classes} classes with {labels} labels is "
+        f"{float(best):.2f} at best, at step {int(best['step']):,}, and {float(one[-1]):.2f} in the end"
+    )
 
 
 def picture_sheet(
@@ -193,7 +205,7 @@ def picture_sheet(
     mosaic = rearrange(padded, "(row column) e h w -> (row h) (column e w)", column=columns)
     fig = figure()
     fig.add_heatmap(
-        z=mosaic.astype("uint8"), zmin=0, zmax=255, colorscale=[[0, "#ffffff"], [1, INK]],
+        z=mosaic.astype("uint8"), zmin=0, zmax=255, colorscale=[[0, PAPER], [1, INK]],
         showscale=False, hoverinfo="skip",
     )  # fmt: skip
     places = [(i // columns, i % columns, e) for i in range(n) for e in range(exemplars)]
@@ -208,7 +220,7 @@ def picture_sheet(
         mode="markers", marker={"size": 24, "opacity": 0}, customdata=texts, showlegend=False,
         hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
-    line: Any = {"color": "#c5ccd6", "width": 1}
+    line: Any = {"color": LINE, "width": 1}
     for c in range(1, columns):
         fig.add_vline(x=c * exemplars * width - 0.5, line=line)
     for r in range(1, rows):
@@ -224,7 +236,7 @@ def picture_sheet(
         margin_b=16,
     )
     small = "Each cell one class: " + ", ".join(map(str, pictures["exemplar"].values))
-    return titled(fig, title or "Some of the classes", subtitle=small, width=90)
+    return titled(fig, f"{n} of the classes" if title is None else title, subtitle=small)
 
 
 def _named(probe: str) -> str:

@@ -9,33 +9,35 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from tvlens._words import fixed
+from tvlens.plots._axes import color_bar, steps_on_log
 from tvlens.plots._cells import written_cells
-from tvlens.plots.theme import DIVERGING, Role, figure, titled
+from tvlens.plots.palette import BLUE, DIVERGING, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION
+from tvlens.plots.theme import Role, figure, titled
 
 GROUPS = {"high": "common classes", "low": "rare classes"}
 RUNS = {
-    "f": Role("f: the whole model", "#1f2933", "solid", "circle"),
-    "g": Role("g: without the context", "#E69F00", "dash", "square"),
-    "h": Role("h: without the query", "#0072B2", "dashdot", "diamond"),
+    "f": Role("f: the whole model", INK, "solid", "circle"),
+    "g": Role("g: without the context", ORANGE, "dash", "square"),
+    "h": Role("h: without the query", BLUE, "dashdot", "diamond"),
 }
 _ALPHA = {
-    "mixture": Role("alpha by fit", "#009E73", "solid", "circle"),
-    "index": Role("alpha by f's own index", "#CC79A7", "dot", "x"),
+    "mixture": Role("alpha by fit", GREEN, "solid", "circle"),
+    "index": Role("alpha by f's own index", PURPLE, "dot", "x"),
 }
 _LEFT = {
-    "mixture": Role("mixture of g and h", "#009E73", "solid", "circle"),
-    "log-linear": Role("log-linear mixture", "#56B4E9", "dash", "square"),
-    "one of the two": Role("better of g and h alone", "#7d8896", "dashdot", "diamond"),
-    "shuffled": Role("mixture, shuffled", "#D55E00", "dot", "x"),
+    "mixture": Role("mixture of g and h", GREEN, "solid", "circle"),
+    "log-linear": Role("log-linear mixture", SKY, "dash", "square"),
+    "one of the two": Role("better of g and h alone", GREY, "dashdot", "diamond"),
+    "shuffled": Role("mixture, shuffled", VERMILION, "dot", "x"),
 }
 _ROWS = ("error, moved labels", "alpha: weight of g", "left unexplained")
 _PARTS = {
-    "label token": ("#0072B2", "solid"),
-    "context input": ("#56B4E9", "dash"),
-    "query token": ("#CC79A7", "dot"),
-    "MLP": ("#E69F00", "solid"),
-    "query's embedding": ("#009E73", "dashdot"),
-    "biases": ("#7d8896", "dot"),
+    "label token": (BLUE, "solid", "circle"),
+    "context input": (SKY, "dash", "square"),
+    "query token": (PURPLE, "dot", "x"),
+    "MLP": (ORANGE, "solid", "diamond"),
+    "query's embedding": (GREEN, "dashdot", "triangle-up"),
+    "biases": (GREY, "dot", "cross"),
 }
 _PLACES = {"label token": "label", "query": "query"}
 
@@ -91,13 +93,13 @@ def inside_curves(
         fig.update_yaxes(title_text=name, range=[-0.03, 1.03], row=row, col=1)
         fig.update_yaxes(range=[-0.03, 1.03], row=row, col=2)
         fig.update_layout({f"legend{row if row > 1 else ''}": _legend(row)})
-    fig.update_xaxes(type="log", tickvals=[30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000])
+    fig.update_xaxes(**steps_on_log(errors["step"])[1])
     fig.update_xaxes(title_text="training step", row=3)
     fig.update_layout(height=760, margin_t=46, margin_r=190, meta={"min_width": 760})
     small = (
         "Relevant contexts, labels moved within the group. Thin lines: seeds; thick: their mean."
     )
-    return titled(fig, title or "f, g and h over steps", subtitle=small, width=100)
+    return titled(fig, title or "f, g and h over steps", subtitle=small)
 
 
 def _legend(row: int) -> dict[str, Any]:
@@ -122,19 +124,20 @@ def _grid(frame: Any, name: str) -> pd.DataFrame:
 def _lines(
     fig: go.Figure, grid: pd.DataFrame, role: Role, row: int, col: int, shown: set[str]
 ) -> None:
-    step, values = grid.index.to_numpy(), grid.to_numpy().T
+    values, (at, _) = grid.to_numpy().T, steps_on_log(grid.index.to_numpy())
     legend, key = f"legend{row if row > 1 else ''}", f"{row} {role.name}"
     gap = np.full((len(values), 1), np.nan)
     fig.add_scatter(
-        x=np.tile(np.append(step, np.nan), len(values)), y=np.hstack([values, gap]).ravel(), mode="lines",
+        x=np.tile(np.append(at, np.nan), len(values)), y=np.hstack([values, gap]).ravel(), mode="lines",
         line={"color": role.faint(0.3), "width": 1}, legendgroup=key, showlegend=False, hoverinfo="skip",
         row=row, col=col,
     )  # fmt: skip
     fig.add_scatter(
-        x=step, y=values.mean(axis=0), mode="lines+markers", name=role.name, legendgroup=key, legend=legend,
+        x=at, y=values.mean(axis=0), mode="lines+markers", name=role.name, legendgroup=key, legend=legend,
         showlegend=key not in shown, marker={"symbol": role.symbol, "size": 6},
         line={"color": role.color, "width": 2.4, "dash": role.dash},
-        hovertemplate=f"{role.name}<br>step %{{x}}: %{{y:.2f}}<extra></extra>", row=row, col=col,
+        customdata=grid.index.to_numpy(), row=row, col=col,
+        hovertemplate=f"{role.name}<br>step %{{customdata:,}}: %{{y:.2f}}<extra></extra>",
     )  # fmt: skip
     shown.add(key)
 
@@ -166,7 +169,9 @@ def inside_effects(data: xr.Dataset, *, least: float = 0.05, title: str | None =
     half = float(np.abs(whole).max()) or 1.0
     keep = abs(cells).max(("group", "step")).values >= least * half
     cells = cells.isel(cell=np.flatnonzero(keep))
-    names = [f"{_PLACES[place]} · {site} {layer}" for place, layer, site in cells["cell"].values]
+    names = [
+        f"{_PLACES[place]}: {site}, layer {layer}" for place, layer, site in cells["cell"].values
+    ]
     rows = ["whole prompt", *names]
     fig = make_subplots(
         1, 2, shared_yaxes=True, figure=figure(), horizontal_spacing=0.03,
@@ -198,10 +203,10 @@ def inside_effects(data: xr.Dataset, *, least: float = 0.05, title: str | None =
     fig.update_layout(
         height=150 + 26 * len(rows), margin_t=46, meta={"min_width": 860},
         coloraxis={"colorscale": DIVERGING, "cmin": -half, "cmax": half,
-                   "colorbar": {"title": "logits", "thickness": 12}},
+                   "colorbar": color_bar("logits towards the moved label", height=26 * len(rows))},
     )  # fmt: skip
     small = "Activations of the run with the moved label, written into that with the true one."
-    return titled(fig, title or "Where a moved label acts", subtitle=small, width=100)
+    return titled(fig, title or "Where a moved label acts", subtitle=small)
 
 
 def inside_parts(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
@@ -233,18 +238,16 @@ def inside_parts(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     mean = data["direct"].mean("prompt")
     parts = [str(part) for part in data["part"].values]
     for col, group in enumerate(GROUPS, 1):
-        for kind, (color, dash) in _PARTS.items():
+        for kind, (color, dash, symbol) in _PARTS.items():
             said = mean.sel(group=group, part=[p for p in parts if p.startswith(kind)]).sum("part")
             name = {"MLP": "MLPs at the query", "query token": "attention to the query itself"}.get(
                 kind, f"attention to the {kind}" if kind.endswith(("token", "input")) else kind
             )
             grid: Any = said.transpose("step", "seed").to_pandas()
-            _lines(fig, grid, Role(name, color, dash, "circle"), 1, col, shown)
-    line: Any = {"line": {"color": "#9aa5b1", "width": 1}, "row": 1, "col": "all"}
+            _lines(fig, grid, Role(name, color, dash, symbol), 1, col, shown)
+    line: Any = {"line": {"color": GREY, "width": 1}, "row": 1, "col": "all"}
     fig.add_hline(y=0, **line)
-    fig.update_xaxes(
-        type="log", title_text="training step", tickvals=[30, 100, 300, 1000, 3000, 10_000, 100_000]
-    )
+    fig.update_xaxes(**steps_on_log(data["step"].values)[1], title_text="training step")
     fig.update_yaxes(title_text="logits for the context's label", col=1)
     fig.update_layout(
         height=420, margin_t=46, margin_r=230, legend=_legend(1), meta={"min_width": 760}
@@ -252,7 +255,7 @@ def inside_parts(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     small = (
         "Logit of the context's label less that of the own label; relevant contexts, moved labels."
     )
-    return titled(fig, title or "Who says the context's label", subtitle=small, width=100)
+    return titled(fig, title or "Who says the context's label", subtitle=small)
 
 
 def _needs(data: xr.Dataset, *names: str) -> None:

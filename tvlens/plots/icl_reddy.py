@@ -8,22 +8,23 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from tvlens.plots.palette import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION
 from tvlens.plots.theme import Role, figure, label, percent, titled
 
 _TESTS = {
-    "new_classes": Role("new classes (in context)", "#0072B2", "solid", "circle"),
-    "moved_labels": Role("moved labels (in context)", "#56B4E9", "dash", "square"),
-    "in_weights": Role("target absent (in weights)", "#E69F00", "dashdot", "triangle-up"),
-    "train": Role("as in training", "#1f2933", "dot", "x"),
+    "new_classes": Role("new classes (in context)", BLUE, "solid", "circle"),
+    "moved_labels": Role("moved labels (in context)", SKY, "dash", "square"),
+    "in_weights": Role("target absent (in weights)", ORANGE, "dashdot", "triangle-up"),
+    "train": Role("as in training", INK, "dot", "x"),
 }
 _MEASURES = {
     "previous_token": Role(
-        "labels attend to the item before (layer 1)", "#9A4C7D", "dash", "square"
+        "labels attend to the item before (layer 1)", PURPLE, "longdash", "square"
     ),
-    "target_label": Role("target attends to right labels (layer 2)", "#007A5A", "solid", "circle"),
-    "same_label": Role("right less wrong label (layer 2)", "#D55E00", "dot", "diamond"),
+    "target_label": Role("target attends to right labels (layer 2)", GREEN, "10px 2px", "circle"),
+    "same_label": Role("right less wrong label (layer 2)", VERMILION, "longdashdot", "diamond"),
 }
-_LOGIT = Role("logit of labels in the context", "#7d8896", "dashdot", "x")
+_LOGIT = Role("logit of labels in the context", GREY, "2px 4px", "x")
 
 
 def reddy_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
@@ -73,7 +74,7 @@ def reddy_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     small = [
         f"{words} {float(data[name]):g}" for name, words in known.items() if name in data.coords
     ]
-    return titled(fig, title or "Abrupt in-context learning", subtitle=", ".join(small), width=80)
+    return titled(fig, title or "Abrupt in-context learning", subtitle=", ".join(small))
 
 
 def _lines(fig: go.Figure, curves: xr.DataArray, role: Role, row: int) -> None:
@@ -87,7 +88,7 @@ def _lines(fig: go.Figure, curves: xr.DataArray, role: Role, row: int) -> None:
     fig.add_scatter(
         x=step, y=each.mean(axis=0), mode="lines", name=role.name, legendgroup=role.name,
         line={"color": role.color, "width": 2.4, "dash": role.dash},
-        hovertemplate=f"{role.name}<br>step %{{x}}: %{{y:.2f}}<extra></extra>", row=row, col=1,
+        hovertemplate=f"{role.name}<br>step %{{x:,}}: %{{y:.2f}}<extra></extra>", row=row, col=1,
     )  # fmt: skip
 
 
@@ -110,14 +111,14 @@ def reddy_settings(table: pd.DataFrame, *, title: str | None = None) -> go.Figur
     References:
         Reddy 2023, arXiv 2312.03002.
     """
-    dials = {"n_classes": "K", "copies": "B", "noise": "eps", "zipf": "Zipf"}
+    dials = {"n_classes": "classes", "copies": "copies", "noise": "noise", "zipf": "Zipf exponent"}
     if missing := {*dials, "seed", "new_classes", "in_weights"} - set(table.columns):
         raise ValueError(
             f"the table lacks {', '.join(sorted(missing))}; it has: {', '.join(table.columns)}"
         )
     varied = [name for name in dials if len(set(table[name])) > 1] or ["n_classes"]
     names = [
-        ", ".join(f"{dials[d]} {row[d]:g}" for d in varied) for row in table.to_dict("records")
+        ", ".join(f"{dials[d]} {row[d]:,g}" for d in varied) for row in table.to_dict("records")
     ]
     places = list(dict.fromkeys(names))
     fig = figure()
@@ -137,7 +138,17 @@ def reddy_settings(table: pd.DataFrame, *, title: str | None = None) -> go.Figur
             x=[i + shift for i in range(len(places))], y=means.loc[places], mode="lines", showlegend=False,
             line={"color": role.color, "width": 1.2, "dash": role.dash}, hoverinfo="skip",
         )  # fmt: skip
-    fig.update_xaxes(tickvals=list(range(len(places))), ticktext=places, showgrid=False)
+    lines = [place.replace(", ", "<br>") for place in places]
+    ends = [-0.5, len(places) - 0.5]
+    fig.update_xaxes(tickvals=list(range(len(places))), ticktext=lines, showgrid=False, range=ends)
     fig.update_yaxes(range=[-0.03, 1.03], title_text="accuracy at the end")
-    fig.update_layout(height=400, meta={"min_width": 70 * len(places)}, legend={"y": -0.45})
-    return titled(fig, title or "What each setting ends with", width=80)
+    below = 0.1 + 0.065 * len(varied)
+    fig.update_layout(height=400, meta={"min_width": 90 * len(places)}, legend={"y": -below})
+    return titled(fig, _extremes(table, names) if title is None else title)
+
+
+def _extremes(table: pd.DataFrame, names: list[str]) -> str:
+    """The settings with the best and the worst accuracy on new classes."""
+    mean: Any = table.assign(place=names).groupby("place", sort=False)["new_classes"].mean()
+    said = [f"{percent(mean[place])} ({place})" for place in (mean.idxmax(), mean.idxmin())]
+    return f"On new classes settings end with {said[0]} to {said[1]}"

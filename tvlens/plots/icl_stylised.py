@@ -2,16 +2,17 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tvlens.plots._axes import doublings
+from tvlens.plots.palette import BLUE, VERMILION
 from tvlens.plots.theme import Role, figure, titled
 
 _LINES = {
-    "gate": Role("stylised model: gate", "#0072B2", "solid", "circle"),
-    "alpha": Role("transformer: alpha-hat", "#D55E00", "dash", "diamond"),
+    "gate": Role("stylised model: gate", BLUE, "solid", "circle"),
+    "alpha": Role("transformer: alpha-hat", VERMILION, "dash", "diamond"),
 }
 _PANELS = {
     "relevant high": "relevant, common", "relevant low": "relevant, rare",
@@ -60,21 +61,19 @@ def gate_and_index(curves: pd.DataFrame, *, title: str | None = None) -> go.Figu
                 showlegend=i == 0, line={"color": role.color, "dash": role.dash, "width": 2},
                 marker={"symbol": role.symbol, "size": 7},
                 error_y={"type": "data", "array": bars, "color": role.faint(0.4), "thickness": 1},
-                hovertemplate=f"{role.name}, N = %{{x}}: %{{y:.2f}}<extra></extra>", **where,
+                hovertemplate=f"{role.name}<br>N = %{{x:,}}: %{{y:.2f}}<extra></extra>", **where,
             )  # fmt: skip
         if "authors" in one.columns and bool(one["authors"].notna().any()):
             fig.add_scatter(
                 x=one["n_sequences"], y=one["authors"], mode="markers", name="the authors' gate",
                 legendgroup="authors", showlegend=i == 0,
                 marker={"symbol": "circle-open", "size": 11, "color": _LINES["gate"].color},
-                hovertemplate="the authors, N = %{x}: about %{y:.2f}<extra></extra>", **where,
+                hovertemplate="the authors' gate<br>N = %{x:,}: about %{y:.2f}<extra></extra>", **where,
             )  # fmt: skip
-    sizes = sorted(set(curves["n_sequences"]))
-    ticks = [f"2<sup>{np.log2(n):.0f}</sup>" for n in sizes]
-    fig.update_xaxes(type="log", tickvals=sizes, ticktext=ticks, tickangle=0)
+    fig.update_xaxes(**doublings(curves["n_sequences"]))
     fig.update_xaxes(title_text="sequences in the dataset, N", row=2)
     fig.update_yaxes(range=[-0.04, 1.04])
     fig.update_yaxes(title_text="share of the weights", col=1)
     fig.update_layout(height=560, margin_t=60, legend={"y": -0.14}, meta={"min_width": 620})
     small = "0: all from the context, 1: all from the weights. Open: the authors, read off their figures."
-    return titled(fig, title or "Gate and index", subtitle=small, width=88)
+    return titled(fig, title or "Gate and index", subtitle=small)

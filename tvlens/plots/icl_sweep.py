@@ -3,22 +3,32 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tvlens._errors import unknown
-from tvlens.plots.theme import MUTED, Role, figure, titled
+from tvlens.plots._axes import doublings
+from tvlens.plots.palette import BLUE, MUTED, VERMILION
+from tvlens.plots.theme import Role, figure, titled
 
 _GROUPS = {
-    "high": Role("common classes", "#0072B2", "solid", "circle"),
-    "low": Role("rare classes", "#D55E00", "solid", "diamond"),
+    "high": Role("common classes", BLUE, "solid", "circle"),
+    "low": Role("rare classes", VERMILION, "solid", "diamond"),
 }
 _TRAINED = {"transformer": "solid", "in-weight": "dot", "in-context": "dash"}
 _ROWS = {
     "relevant {} flipped": "context alone is right",
     "irrelevant {} base": "weights alone are right",
+}
+_DIALS = {
+    "noise": "input noise",
+    "p_high": "share of common classes",
+    "p_relevant": "share of relevant sequences",
+    "label_noise": "label noise",
+    "length": "pairs in the context",
+    "n_relevant": "relevant pairs",
+    "n_low": "rare classes",
 }
 _WORDS = {
     "error": "error",
@@ -40,7 +50,7 @@ def sweep_curves(
 
     Args:
         curves: ``value, trained, probe, n_sequences, mean, sem`` and, where known, ``authors``.
-        dial: What the values are called.
+        dial: What the values are called; fields of `tvlens.icl.Setting` are put into words.
         measure: What the means are of.
         chance: Where to draw the line of guessing, value by value; no line where None.
         title: The heading.
@@ -69,9 +79,10 @@ def sweep_curves(
         raise ValueError(f"chance needs one number for each of {values}; {len(chance)} arrived.")
     known = set(curves["probe"][curves["mean"].notna()])
     rows = {k: v for k, v in _ROWS.items() if known & {k.format(group) for group in _GROUPS}}
+    heads = [f"<b>{_DIALS.get(dial, dial)}: {value:g}</b>" for value in values]
     fig = make_subplots(
         len(rows), len(values), shared_xaxes=True, shared_yaxes=True, figure=figure(), vertical_spacing=0.09,
-        horizontal_spacing=0.03, column_titles=[f"<b>{dial} = {value:g}</b>" for value in values],
+        horizontal_spacing=0.03, column_titles=heads,
     )  # fmt: skip
     fig.update_annotations(font_size=13)
     shown: set[str] = set()
@@ -93,9 +104,7 @@ def sweep_curves(
     for column, guess in enumerate(chance or (), 1):
         fig.add_hline(y=guess, **(dotted | {"col": column}))
     # Many panels leave each few ticks' room.
-    sizes = sorted(set(curves["n_sequences"]))[:: 1 + (len(values) > 3)]
-    ticks = [f"2<sup>{np.log2(n):.0f}</sup>" for n in sizes]
-    fig.update_xaxes(type="log", tickvals=sizes, ticktext=ticks, tickangle=0)
+    fig.update_xaxes(**doublings(curves["n_sequences"], every=1 + (len(values) > 3)))
     fig.update_xaxes(
         title_text="sequences in the dataset, N", row=len(rows), col=(len(values) + 1) // 2
     )
@@ -113,9 +122,7 @@ def sweep_curves(
     )
     if "authors" in curves.columns and bool(curves["authors"].notna().any()):
         small += " · open: the authors, read off their figures"
-    return titled(
-        fig, title or "In-context or in-weight", subtitle=small, width=40 + 22 * len(values)
-    )
+    return titled(fig, title or "In-context or in-weight", subtitle=small)
 
 
 def _line(
@@ -138,11 +145,11 @@ def _line(
             **where,
         )  # fmt: skip
     fig.add_scatter(
-        x=x, y=mean, mode="lines+markers" if main else "lines", name=name, legendgroup=name,
+        x=x, y=mean, mode="lines+markers", name=name, legendgroup=name,
         showlegend=name not in shown, customdata=sem,
         line={"color": role.color if main else role.faint(0.6), "dash": dash, "width": 2 if main else 1.3},
-        marker={"symbol": role.symbol, "size": 7},
-        hovertemplate=f"{name}<br>N = %{{x}}: %{{y:.3f}} ± %{{customdata:.3f}}<extra></extra>", **where,
+        marker={"symbol": role.symbol, "size": 7 if main else 4},
+        hovertemplate=f"{name}<br>N = %{{x:,}}: %{{y:.3f}} ± %{{customdata:.3f}}<extra></extra>", **where,
     )  # fmt: skip
     shown.add(name)
 
@@ -158,6 +165,6 @@ def _authors(
         x=known["n_sequences"], y=known["authors"], mode="markers", name=name, legendgroup=name,
         showlegend=name not in shown, row=cell[0], col=cell[1],
         marker={"symbol": f"{role.symbol}-open", "size": 11, "color": role.color, "line": {"width": 1.5}},
-        hovertemplate="the authors, N = %{x}: about %{y:.2f}<extra></extra>",
+        hovertemplate=f"{name}<br>N = %{{x:,}}: about %{{y:.2f}}<extra></extra>",
     )  # fmt: skip
     shown.add(name)

@@ -1,6 +1,7 @@
 """The theory of in-context against in-weight learning: two losses that cross, and gates that obey them.
 
-Blue is the context, orange the weights, in all figures of the laboratory.
+Of losses, blue is the context's and orange the weights'; of classes, blue are the common ones and vermilion
+the rare ones, as in all figures of the laboratory.
 """
 
 from typing import Any
@@ -10,14 +11,21 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from tvlens.plots.theme import INK, MUTED, Role, figure, titled
+from tvlens.plots._axes import powers
+from tvlens.plots.palette import BLUE, BROWN, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION
+from tvlens.plots.theme import Role, figure, titled
 
-IN_CONTEXT = Role("in context", "#0072B2", "solid", "circle")
-IN_WEIGHT = Role("in weights", "#E69F00", "solid", "square")
+IN_CONTEXT = Role("in context", BLUE, "solid", "circle")
+IN_WEIGHT = Role("in weights", ORANGE, "dash", "square")
 FREQUENCIES = {
-    "C_H": Role("common classes (C_H)", "#1f2933", "solid", "circle"),
-    "C_L": Role("rare classes (C_L)", "#D55E00", "dash", "square"),
+    "C_H": Role("common classes (C_H)", BLUE, "solid", "circle"),
+    "C_L": Role("rare classes (C_L)", VERMILION, "dash", "square"),
 }
+_PREDICTED = {
+    "predicted": ("closed form", "-open"),
+    "predicted_exact": ("exact regret", ""),
+}
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _CROSSING = "where they cross: N<sub>x</sub>*"
 
 
@@ -59,7 +67,7 @@ def bounds(data: xr.Dataset, *, title: str | None = None, subtitle: str = "") ->
         fig.add_scatter(
             x=n, y=data[key].values, mode="lines", name=name,
             line={"color": IN_WEIGHT.color, "width": width, "dash": dash},
-            hovertemplate="%{y:.3f} at N<sub>x</sub> = %{x:,.0f}<extra></extra>",
+            hovertemplate=f"{name}<br>%{{y:.3f}} nats at N<sub>x</sub> = %{{x:,.0f}}<extra></extra>",
         )  # fmt: skip
     meet = data["crossover"].sel(end=["low", "high"]).values
     fig.add_scatter(
@@ -69,11 +77,7 @@ def bounds(data: xr.Dataset, *, title: str | None = None, subtitle: str = "") ->
     )  # fmt: skip
     decades = [np.log10(n[0]), np.log10(n[-1])]
     fig.update_xaxes(
-        type="log",
-        dtick=1,
-        exponentformat="power",
-        range=decades,
-        title_text="samples of the query, N<sub>x</sub>",
+        **powers(n[0], n[-1]), range=decades, title_text="samples of the query, N<sub>x</sub>"
     )
     fig.update_yaxes(title_text="loss (nats)", range=[0, 1.15 * max(ends[1], risk) + 0.3])
     fig.update_layout(legend_y=-0.22)
@@ -120,10 +124,11 @@ def bound_panels(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
             ("in_weight", "solid", "in weights without the open term"),
             ("in_weight_exact", "dot", "in weights, after N, exact"),
         ):
-            line = {"color": "#8a5f00", "width": 1.6, "dash": dash}
+            line = {"color": BROWN, "width": 1.6, "dash": dash}
             fig.add_scatter(
                 x=n, y=data[key].values, mode="lines", line=line, name=name, legendgroup=key,
-                showlegend=i == 0, hovertemplate="%{y:.3f} at N = %{x:,.0f}<extra></extra>", **at,
+                showlegend=i == 0, **at,
+                hovertemplate=f"{name}<br>%{{y:.3f}} nats at N<sub>x</sub> = %{{x:,.0f}}<extra></extra>",
             )  # fmt: skip
         meet = data["crossover"].sel(end=["last", "first"]).values[i]
         fig.add_scatter(
@@ -131,18 +136,16 @@ def bound_panels(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
             marker={"color": INK, "size": 7, "symbol": "diamond"}, legendgroup="meet", showlegend=i == 0,
             hovertemplate="N<sub>x</sub>* = %{x:,.0f}<extra></extra>", **at,
         )  # fmt: skip
-    fig.update_xaxes(
-        type="log", dtick=2, exponentformat="power", range=np.log10(n[[0, -1]]).tolist()
-    )
+    fig.update_xaxes(**powers(n[0], n[-1], most=4), range=np.log10(n[[0, -1]]).tolist())
     fig.update_yaxes(range=[-0.05, 2.4])
-    fig.update_xaxes(title_text="N<sub>x</sub>", row=lines)
+    fig.update_xaxes(title_text="samples of the query, N<sub>x</sub>", row=lines)
     fig.update_yaxes(title_text="loss (nats)", col=1)
     fig.update_layout(
         height=190 * lines + 130, margin_t=40, legend_y=-0.16, meta={"min_width": 760}
     )
     said = "The more items with other labels, the earlier the weights overtake the context"
-    small = "k: items of the context with another label than the query. Band in weights: +/- constant / N."
-    return titled(fig, said if title is None else title, subtitle=small, width=92)
+    small = "k: items of the context with another label than the query. Band in weights: ± constant / N."
+    return titled(fig, said if title is None else title, subtitle=small)
 
 
 def gate_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
@@ -182,24 +185,23 @@ def gate_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
             fig.add_scatter(
                 x=times, y=beside, mode="lines", name=f"{role.name}, irrelevant context",
                 legendgroup=key + "i", showlegend=i == 0, **at,
-                line={"color": role.faint(0.4), "width": 1.5, "dash": "dot"},
-                hovertemplate="%{y:.2f} after %{x:,.0f} rounds<extra></extra>",
+                line={"color": role.faint(0.5), "width": 1.5, "dash": "dot" if key == "C_H" else "dashdot"},
+                hovertemplate=f"{role.name}, irrelevant context<br>gate %{{y:.2f}} after %{{x:,.0f}} rounds"
+                "<extra></extra>",
             )  # fmt: skip
-            for kind, symbol in (("predicted", "diamond-open"), ("predicted_exact", "diamond")):
+            for kind, (how, open_) in _PREDICTED.items():
                 when = float(data[kind].sel(frequency=key)[i])
                 if not times[0] <= when <= times[-1]:
                     continue
-                name = f"{role.name}, {kind.replace('_', ' ')}"
+                name = f"{role.name}, predicted by {how}"
                 fig.add_scatter(
                     x=[when], y=[0.5], mode="markers", name=name, legendgroup=name, **at,
                     showlegend=name not in named,
-                    marker={"color": role.color, "size": 9, "symbol": symbol, "line": {"width": 2}},
-                    hovertemplate=f"{kind.replace('_', ' ')}: %{{x:,.0f}} rounds<extra></extra>",
+                    marker={"color": role.color, "size": 9, "symbol": role.symbol + open_, "line_width": 2},
+                    hovertemplate=f"{name}: %{{x:,.0f}} rounds<extra></extra>",
                 )  # fmt: skip
                 named.add(name)
-    fig.update_xaxes(
-        type="log", dtick=1, exponentformat="power", range=np.log10(times[[0, -1]]).tolist()
-    )
+    fig.update_xaxes(**powers(times[0], times[-1], most=5), range=np.log10(times[[0, -1]]).tolist())
     fig.update_yaxes(range=[0, 1.02])
     fig.update_xaxes(title_text="rounds", row=lines)
     fig.update_yaxes(title_text="gate (1: weights)", col=1)
@@ -207,10 +209,10 @@ def gate_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
         height=270 * lines + 150, margin_t=40, legend_y=-0.28, meta={"min_width": 220 * columns}
     )
     small = (
-        "Diamonds: predicted switch, N_x* over the class's share of queries; open: closed form, filled: with "
-        "KT's exact regret. Thin lines: seeds."
+        "Thin lines: seeds. Marks: predicted switch, N_x* over the class's share of queries; open: by the "
+        "closed form, filled: with KT's exact regret."
     )
-    return titled(fig, title or "Gates of Algorithm 1", subtitle=small, width=92)
+    return titled(fig, title or "Gates of Algorithm 1", subtitle=small)
 
 
 def ratio_lines(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
@@ -237,7 +239,7 @@ def ratio_lines(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
         x=ends, y=ends, mode="lines", name="predicted: the same", hoverinfo="skip",
         line={"color": MUTED, "dash": "dot", "width": 1.5},
     )  # fmt: skip
-    styles = zip(("#0072B2", "#9A4C7D"), ("circle", "square"), strict=True)
+    styles = zip((BLUE, PURPLE), ("circle", "square"), strict=True)
     switch = data["p_switch"].transpose("p_high", "seed", "frequency", "level")
     for level, (color, symbol) in zip(data["level"].values, styles, strict=False):
         times = switch.sel(level=level)
@@ -252,10 +254,17 @@ def ratio_lines(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
             marker={"symbol": symbol, "size": 8}, line={"color": color, "width": 2},
             hovertemplate="%{x:.3g} times rarer: %{y:.3g} times later<extra></extra>",
         )  # fmt: skip
-    log: Any = {"type": "log", "tickvals": [1, 2, 5, 10, 20, 50, 100, 200]}
+    log = powers(*ends)
     fig.update_xaxes(title_text="frequency of a common class over that of a rare one", **log)
     fig.update_yaxes(title_text="rounds until rare over common", **log)
-    said = "A class that is rarer switches later in the same ratio"
+    most = int(np.argmax(rarer))
+    half = data["p_switch_of_mean"].isel(level=0, p_high=most)
+    later = float(half.sel(frequency="C_L") / half.sel(frequency="C_H"))
+    said = (
+        f"Classes that are {rarer[most]:.3g} times rarer switch {later:.3g} times later"
+        if np.isfinite(later)
+        else f"Classes that are {rarer[most]:.3g} times rarer do not switch within these rounds"
+    )
     return titled(
         fig,
         said if title is None else title,
@@ -280,13 +289,13 @@ def regret_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
         Cesa-Bianchi and Lugosi 2006, Prediction, learning, and games [cesabianchi2006prediction].
     """
     times, fig = data["time"].values, figure(height=400)
-    shades = ("#86b9df", "#0072B2", "#009E73", "#9A4C7D", "#D55E00", "#E69F00")
+    shades = (SKY, BLUE, GREEN, PURPLE, VERMILION, ORANGE)
     for i, rho in enumerate(data["label_noise"].values):
         mean = data["regret"].sel(label_noise=rho).mean("seed").values
         fig.add_scatter(
             x=times, y=np.where(mean > 0, mean, np.nan), mode="lines", name=f"label noise {rho:g}",
-            line={"color": shades[i % len(shades)], "width": 2},
-            hovertemplate="%{y:,.1f} after %{x:,.0f} rounds<extra></extra>",
+            line={"color": shades[i % len(shades)], "dash": _DASHES[i % len(_DASHES)], "width": 2},
+            hovertemplate=f"label noise {rho:g}<br>%{{y:,.1f}} nats after %{{x:,.0f}} rounds<extra></extra>",
         )  # fmt: skip
     limits = {
         "bound": ("guaranteed, any horizon", "solid"),
@@ -296,12 +305,16 @@ def regret_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
         fig.add_scatter(
             x=times, y=data[key].mean(["label_noise", "seed"]).values, mode="lines", name=name,
             line={"color": INK, "width": 1.5, "dash": dash},
-            hovertemplate="%{y:,.0f} after %{x:,.0f} rounds<extra></extra>",
+            hovertemplate=f"{name}<br>%{{y:,.0f}} nats after %{{x:,.0f}} rounds<extra></extra>",
         )  # fmt: skip
-    log: Any = {"type": "log", "dtick": 1, "exponentformat": "power"}
-    fig.update_xaxes(title_text="rounds", **log)
-    fig.update_yaxes(title_text="regret in sum (nats)", **log)
-    said = "What the gate costs against the best choice for each input"
+    last = data.isel(time=-1)
+    paid, limit = float(last["regret"].mean("seed").max()), float(last["bound"].mean())
+    fig.update_xaxes(title_text="rounds", **powers(times[0], times[-1]))
+    fig.update_yaxes(title_text="regret in sum (nats)", **powers(0.1, limit))
+    said = (
+        f"After {times[-1]:,.0f} rounds the gate has cost {paid:,.0f} nats against the best choice for each "
+        f"input, of at most {limit:,.0f}"
+    )
     return titled(
         fig,
         said if title is None else title,
@@ -318,14 +331,15 @@ def _gates(fig: go.Figure, times: Any, curves: Any, role: Role, at: Any, *, lege
     fig.add_scatter(
         x=times, y=curves.mean(axis=0), mode="lines", name=f"{role.name}, relevant context",
         legendgroup=role.name, showlegend=legend, line=_line(role, 2.6) | {"dash": role.dash}, **at,
-        hovertemplate="%{y:.2f} after %{x:,.0f} rounds<extra></extra>",
+        hovertemplate=f"{role.name}, relevant context<br>gate %{{y:.2f}} after %{{x:,.0f}} rounds"
+        "<extra></extra>",
     )  # fmt: skip
 
 
 def _band(
     fig: go.Figure, x: Any, low: Any, high: Any, role: Role, at: Any, *, legend: bool
 ) -> None:
-    line = _line(role, 1.0)
+    line = _line(role, 1.0) | {"dash": role.dash}
     fig.add_scatter(x=x, y=low, mode="lines", line=line, showlegend=False, hoverinfo="skip", **at)
     fig.add_scatter(
         x=x, y=high, mode="lines", line=line, fill="tonexty", fillcolor=role.faint(0.22), hoverinfo="skip",

@@ -7,12 +7,15 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
-from tvlens.plots.theme import MUTED, Role, figure, titled
+from tvlens.plots._axes import powers
+from tvlens.plots.palette import BLUE, MUTED, VERMILION
+from tvlens.plots.theme import Role, figure, titled
 
 GROUPS = {
-    "high": Role("common classes", "#0072B2", "solid", "circle"),
-    "low": Role("rare classes", "#D55E00", "solid", "diamond"),
+    "high": Role("common classes", BLUE, "solid", "circle"),
+    "low": Role("rare classes", VERMILION, "solid", "diamond"),
 }
+_BESIDE = {"high": "dot", "low": "dashdot"}
 
 
 def transience_curves(
@@ -53,15 +56,15 @@ def transience_curves(
         fig.add_scatter(
             x=step, y=curves.mean(axis=0), mode="lines+markers", name=role.name, legendgroup=group,
             line={"color": role.color, "width": 2.5}, marker={"symbol": role.symbol, "size": 5},
-            hovertemplate=f"{role.name}, step %{{x}}: %{{y:.2f}}<extra></extra>",
+            hovertemplate=f"{role.name}<br>step %{{x:,}}: %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
         known = (
             data["error"].sel(trained="transformer", probe=f"irrelevant {group} base").mean("seed")
         )
         fig.add_scatter(
             x=step, y=known.values, mode="lines", name=f"{role.name}, irrelevant context",
-            line={"color": role.color, "width": 1.5, "dash": "dot"},
-            hovertemplate=f"{role.name}, irrelevant context, step %{{x}}: %{{y:.2f}}<extra></extra>",
+            line={"color": role.color, "width": 1.5, "dash": _BESIDE[group]},
+            hovertemplate=f"{role.name}, irrelevant context<br>step %{{x:,}}: %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
         _crossovers(fig, times.loc[group], role)
     if chance is not None:
@@ -69,18 +72,18 @@ def transience_curves(
     # Lines do not widen an axis by themselves.
     crossings = times[["predicted", "measured"]].to_numpy()
     drawn = np.append(step, crossings[np.isfinite(crossings)])
-    ends = np.log10([drawn.min() / 1.2, drawn.max() * 1.1])
+    low, high = drawn.min() / 1.2, drawn.max() * 1.1
     fig.update_xaxes(
-        type="log", title_text="training step", dtick=1, exponentformat="power", range=ends
+        **powers(low, high), title_text="training step", range=[np.log10(low), np.log10(high)]
     )
     fig.update_yaxes(title_text="error", range=[-0.04, 1.04])
     fig.update_layout(height=480, legend={"y": -0.2}, meta={"min_width": 640})
     small = (
         "Solid: relevant context, moved labels (0: copies, 1: recalls). Vertical: predicted crossover "
-        "N* (dashed) and measured with in-weight predictors (dash-dotted). Dotted curves: irrelevant "
+        "N* (dashed) and measured with in-weight predictors (dash-dotted). Curves without marks: irrelevant "
         "context, true labels; dotted line: guessing."
     )
-    return titled(fig, title or "In-context learning over training", subtitle=small, width=88)
+    return titled(fig, title or "In-context learning over training", subtitle=small)
 
 
 def _crossovers(fig: go.Figure, row: Any, role: Role) -> None:

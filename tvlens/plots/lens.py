@@ -11,24 +11,21 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
+from tvlens.plots._axes import color_bar, powers
 from tvlens.plots._cells import button_row, number, written_cells
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import (
-    MONO,
-    MUTED,
-    ROLES,
-    SEQUENTIAL,
-    figure,
-    label,
-    titled,
-    token_label,
-    visible,
-)
+from tvlens.plots.palette import EMPTY, MUTED, SEQUENTIAL
+from tvlens.plots.theme import MONO, ROLES, figure, titled, token_label, visible
 
-_EMPTY = "#eceff4"  # between cells, and where there is no value
 _LOOK = {"tuned": ROLES["hypothesis"], "logit": ROLES["regular"]}
-_UNITS = {"kl": "KL(final || layer), nats", "entropy": "entropy, nats", "target_rank": "rank"}
+_UNITS = {
+    "kl": "KL from the final prediction, nats",
+    "entropy": "entropy, nats",
+    "target_rank": "rank of the token",
+}
+_FEW = 12  # layers that all have a tick
 _UNITS |= {"log_probability": "log probability, nats", "probability": "probability of the token"}
+_UNITS |= {"target_rank": "rank of the token"}
 
 
 def lens_heatmap(
@@ -88,7 +85,7 @@ def lens_heatmap(
     small = [str(note.get("model", "")), "␣ space", "bold: the final prediction"]
     small += [f"prompt {prompt % n} of {n}"] if n > 1 else []
     said = str(data.attrs.get("finding", "")) if title is None else title
-    return titled(fig, said, subtitle=" · ".join(part for part in small if part), width=72)
+    return titled(fig, said, subtitle=" · ".join(part for part in small if part))
 
 
 def _z(data: xr.Dataset, value: str) -> np.ndarray:
@@ -160,16 +157,19 @@ def _colors(data: xr.Dataset, value: str) -> dict[str, Any]:
     low, high = (
         (0.0, 1.0) if value == "probability" else (0.0, float(np.nanmax(z, initial=0)) or 1.0)
     )
-    scale = SEQUENTIAL
     if value == "log_probability":
         low, high = float(np.nanmin(z)), float(np.nanmax(z))
         low = low if low < high else high - 1
     name = _UNITS[value]
     if value == "log_probability":
         name = f"log probability of {visible(str(data['target'].values[0]), limit=12)}, nats"
-    bar = {"title": {"text": label(name), "side": "right", "font": {"size": 12}}}
-    bar |= {"thickness": 10, "outlinewidth": 0, "len": 1, "nticks": 6}
-    return {"colorscale": scale, "cmin": low, "cmax": high, "colorbar": bar}
+    bar = color_bar(name, height=_tall(data))
+    return {"colorscale": SEQUENTIAL, "cmin": low, "cmax": high, "colorbar": bar}
+
+
+def _tall(data: xr.Dataset) -> float:
+    """How tall the map is: rows become flatter where there are many."""
+    return max(float(np.clip(560 / data.sizes["layer"], 17, 30)) * data.sizes["layer"], 120)
 
 
 def _values_menu(
@@ -222,13 +222,13 @@ def _axes(fig: go.Figure, data: xr.Dataset) -> None:
         tickvals=list(range(0, len(layers), step)), ticktext=layers[::step], showgrid=False,
         ticks="", title_text="layer", range=[-0.5, len(layers) - 0.5], tickfont_size=11,
     )  # fmt: skip
+    least = 420 + 140 * (data.sizes["lens"] > 1)  # for the buttons
     below, above = 130 if turned else 60, 34 + 50
-    row = float(np.clip(560 / len(layers), 17, 30))
     fig.update_layout(
-        height=max(row * len(layers), 120) + below + above,
-        plot_bgcolor=_EMPTY,
+        height=_tall(data) + below + above,
+        plot_bgcolor=EMPTY,
         margin={"t": above, "b": below, "r": 20},
-        meta={"min_width": max((48 if len(ticks) > 14 else 74) * len(ticks), 420) + 160},
+        meta={"min_width": max((48 if len(ticks) > 14 else 74) * len(ticks), least) + 160},
     )
 
 
@@ -266,7 +266,8 @@ def lens_by_layer(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
                 fig.add_trace(
                     go.Scatter(
                         x=np.concatenate([layers, layers[::-1]]), y=band, fill="toself",
-                        fillcolor=look.faint(0.15), line={"width": 0}, hoverinfo="skip", showlegend=False,
+                        fillcolor=look.faint(0.15), line={"width": 0}, mode="lines", hoverinfo="skip",
+                        showlegend=False,
                     )
                 )  # fmt: skip
             fig.add_trace(
@@ -274,12 +275,32 @@ def lens_by_layer(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
                     x=layers, y=line["mean"].values, name=named, mode="lines+markers",
                     line={"color": look.color, "dash": dash, "width": 2},
                     marker={"symbol": look.symbol, "size": 5, "color": look.color},
-                    hovertemplate="layer %{x}: %{y:.3f}<extra>" + named + "</extra>",
+                    hovertemplate=f"{named}<br>layer %{{x}}: %{{y:{_digits(variable)}}}<extra></extra>",
                 )
             )  # fmt: skip
-    fig.update_xaxes(title_text="layer")
-    kind = "log" if variable == "target_rank" else "linear"
-    fig.update_yaxes(title_text=_UNITS.get(variable, variable), type=kind)
-    heading = f"{_UNITS.get(variable, variable).split(',')[0]} by layer"
+    few = {"tickvals": layers.tolist()} if len(layers) <= _FEW else {}
+    fig.update_xaxes(title_text="layer", **few)
+    fig.update_yaxes(title_text=_UNITS.get(variable, variable))
+    if variable == "target_rank":
+        ranks = data["mean"].values[data["mean"].values > 0]
+        fig.update_yaxes(**powers(float(ranks.min(initial=np.inf)), float(ranks.max(initial=1))))
     small = str(notes(data).get("model", ""))
-    return titled(fig, heading if title is None else title, subtitle=small)
+    return titled(fig, _course(data, variable) if title is None else title, subtitle=small)
+
+
+def _course(data: xr.Dataset, variable: str) -> str:
+    """Where each lens' means begin and end, of the first token that was followed."""
+    mean = data["mean"].isel({d: 0 for d in ("target",) if d in data.dims})
+    name, _, unit = _UNITS.get(variable, variable).partition(",")
+    said = []
+    for lens in map(str, data["lens"].values):
+        one = mean.sel(lens=lens).dropna("layer")
+        if one.size:
+            first, last = (f"{float(one[i]):{_digits(variable)}}" for i in (0, -1))
+            ends = f"{first}{unit} at layer {int(one['layer'][0])} to {last} at layer {int(one['layer'][-1])}"
+            said.append(f"{ends} through the {lens} lens")
+    return f"{name[0].upper()}{name[1:]} goes from {', and from '.join(said)}"
+
+
+def _digits(variable: str) -> str:
+    return ",.0f" if variable == "target_rank" else ".2f"

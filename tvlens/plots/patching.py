@@ -13,13 +13,14 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
+from tvlens.plots._axes import color_bar
 from tvlens.plots._cells import CellText, cell_texts, written_cells
-from tvlens.plots._notes import notes
-from tvlens.plots.theme import DIVERGING, MONO, MUTED, ROLES, figure, label, titled, visible
+from tvlens.plots._notes import metric_of, notes
+from tvlens.plots.palette import BLUE, DIVERGING, EMPTY, GRID, LINE, MUTED, PAPER
+from tvlens.plots.theme import MONO, ROLES, figure, label, titled, visible
 
 AXES = ("position", "head", "layer", "site")
 _MOST_PROMPTS = 40
-_EMPTY = "#eceff4"  # between cells, and where there is no value
 _CHANGED = ROLES["query_blind"].color
 
 
@@ -71,7 +72,7 @@ def patching_heatmap(
     for number, step in enumerate(steps):
         cell = data.sel(dict(zip(rest, step, strict=True)))
         fig.add_trace(_trace(cell, texts, visible=number == shown))
-    _colors(fig, data, centre, half)
+    _colors(fig, data, centre, half, tall=_tall(data, y))
     _axes(fig, data, x, y)
     _room(fig, data, x, y, controls=len(steps) > 1 or "each" in data)
     if len(steps) > 1:
@@ -83,7 +84,7 @@ def patching_heatmap(
         part for part in (str(note.get("model", "")), _subtitle(data, x)) if part
     )
     sentence = data.attrs.get("finding", "") if title is None else title
-    return titled(fig, sentence, subtitle=small_print, width=72)
+    return titled(fig, sentence, subtitle=small_print)
 
 
 def _note(data: xr.Dataset) -> dict[str, Any]:
@@ -130,9 +131,9 @@ def _trace(cell: xr.Dataset, texts: CellText, *, visible: bool) -> go.Heatmap:
     return written_cells(z, words, hover, coloraxis="coloraxis", visible=visible)
 
 
-def _colors(fig: go.Figure, data: xr.Dataset, centre: float, half: float) -> None:
+def _colors(fig: go.Figure, data: xr.Dataset, centre: float, half: float, *, tall: float) -> None:
     note = _note(data)
-    metric = str(note.get("metric", "metric")).replace("_", " ")
+    metric = metric_of(note)
     name = {
         "normalized": f"share of {metric}: 0 corrupted, 1 clean",
         "effect": f"change of {metric}",
@@ -144,13 +145,7 @@ def _colors(fig: go.Figure, data: xr.Dataset, centre: float, half: float) -> Non
             "colorscale": _cropped((low - centre) / half, (high - centre) / half),
             "cmin": low,
             "cmax": high,
-            "colorbar": {
-                "title": {"text": label(name), "side": "right", "font": {"size": 12}},
-                "thickness": 10,
-                "outlinewidth": 0,
-                "len": 1,
-                "nticks": 6,
-            },
+            "colorbar": color_bar(name, height=tall),
         }
     )
 
@@ -235,14 +230,17 @@ def _subtitle(data: xr.Dataset, x: str) -> str:
     return " · ".join(parts)
 
 
+def _tall(data: xr.Dataset, y: str) -> float:
+    """How tall the map is, in pixels: rows become flatter where there are many, down to a tick's size."""
+    return max(float(np.clip(460 / data.sizes[y], 15, 30)) * data.sizes[y], 120.0)
+
+
 def _room(fig: go.Figure, data: xr.Dataset, x: str, y: str, *, controls: bool) -> None:
     labels = 130 if x == "position" and data.sizes[x] > 9 else 60
     top = 34 + 66 * controls
-    # Rows become flatter where there are many, down to what a tick label needs.
-    row = float(np.clip(460 / data.sizes[y], 15, 30))
     fig.update_layout(
-        height=max(row * data.sizes[y], 120) + labels + top,
-        plot_bgcolor=_EMPTY,
+        height=_tall(data, y) + labels + top,
+        plot_bgcolor=EMPTY,
         margin={"t": top, "b": labels, "r": 20},
         meta={"min_width": max(26 * data.sizes[x], 420) + 160},
     )
@@ -279,9 +277,10 @@ def _slider(rest: list[str], steps: list[tuple[Any, ...]], shown: int) -> dict[s
         "font": {"size": 12},
         "ticklen": 4,
         "minorticklen": 0,
-        "bgcolor": "#e6e9ee",
-        "activebgcolor": "#0072b2",
-        "bordercolor": "#c5ccd6",
+        "tickcolor": MUTED,
+        "bgcolor": GRID,
+        "activebgcolor": BLUE,
+        "bordercolor": LINE,
         "steps": [
             {
                 "label": label(name),
@@ -322,6 +321,6 @@ def _menu(
         "yanchor": "bottom",
         "pad": {"b": 18},
         "font": {"size": 12},
-        "bgcolor": "white",
-        "bordercolor": "#c5ccd6",
+        "bgcolor": PAPER,
+        "bordercolor": LINE,
     }

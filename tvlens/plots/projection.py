@@ -7,9 +7,11 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from tvlens.plots._axes import color_bar
 from tvlens.plots._cells import number, written_cells
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import DIVERGING, figure, label, titled, token_label
+from tvlens.plots.palette import DIVERGING
+from tvlens.plots.theme import figure, label, titled, token_label
 
 
 def projection_heatmap(data: xr.Dataset, *, ranks: int = 6, title: str | None = None) -> go.Figure:
@@ -52,12 +54,16 @@ def projection_heatmap(data: xr.Dataset, *, ranks: int = 6, title: str | None = 
         tickvals=list(range(0, n, step)), ticktext=names[::step], showgrid=False, ticks="",
         autorange="reversed", tickfont_size=11,
     )  # fmt: skip
-    row = float(np.clip(560 / n, 17, 30))
     fig.update_layout(
-        height=max(row * n, 90) + 110, margin_r=10, meta={"min_width": 74 * (2 * k + 1) + 160}
+        height=_tall(n) + 110, margin_r=10, meta={"min_width": 74 * (2 * k + 1) + 160}
     )
     said = str(data.attrs.get("finding", "")) if title is None else title
     return titled(fig, said, subtitle=f"{notes(data).get('model', '')} · ␣ space".lstrip(" ·"))
+
+
+def _tall(n: int) -> float:
+    """How tall the map is, in pixels: rows become flatter where there are many."""
+    return max(float(np.clip(560 / n, 17, 30)) * n, 90.0)
 
 
 def _ends(data: xr.Dataset, what: str) -> np.ndarray:
@@ -84,7 +90,6 @@ def _trace(data: xr.Dataset) -> go.Heatmap:
         [token_label(str(t), limit=11) if v == v else "" for t, v in zip(*row, strict=True)]
         for row in zip(tokens, values, strict=True)
     ]
-    bar = {"title": {"text": "standard deviations", "side": "right", "font": {"size": 12}}}
     return written_cells(
         away,
         words,
@@ -92,5 +97,5 @@ def _trace(data: xr.Dataset) -> go.Heatmap:
         colorscale=DIVERGING,
         zmin=-half,
         zmax=half,
-        colorbar={**bar, "thickness": 10, "outlinewidth": 0},
+        colorbar=color_bar("standard deviations from the mean token", height=_tall(len(tokens))),
     )

@@ -14,10 +14,11 @@ import xarray as xr
 
 from tvlens.plots._notes import notes
 from tvlens.plots.accuracy_bars import accuracy_bars
-from tvlens.plots.theme import MUTED, ROLES, Role, figure, label, percent, titled
+from tvlens.plots.palette import BLUE, GREEN, INK, MUTED, ORANGE, PAPER, PURPLE, SKY, VERMILION
+from tvlens.plots.theme import ROLES, Role, figure, label, percent, titled
 
 # Okabe and Ito's; markers tell them apart in greyscale.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1f2933")
+_COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star-triangle-down")
 _LEVELS = ("regular", "baseline", "control")
 
@@ -62,7 +63,7 @@ def accuracy_by_depth(
         one = one.isel(layer=slice(int(one["n_layers"])))
         at = one[x].values.astype(float)
         _levels(fig, one, name, at, color=color if several else None)
-        _curve(fig, one, name, at, role)
+        _curve(fig, one, name, at, role, named="top center" if i % 2 == 0 else "bottom center")
     if several:
         _keys(fig)
     fig.update_xaxes(title_text="depth (layer / last layer)" if x == "depth" else "layer")
@@ -73,10 +74,12 @@ def accuracy_by_depth(
     shots = f"{note['shots']} shots" if "shots" in note else ""
     seeds = f"{len(note['seeds'])} seed{'s' * (len(note['seeds']) > 1)}" if "seeds" in note else ""
     small = ["mean over tasks", shots, seeds, "95% bands", "★ highest mean on dev"]
-    return titled(fig, said, subtitle=" · ".join(filter(None, small)), width=72)
+    return titled(fig, said, subtitle=" · ".join(filter(None, small)))
 
 
-def _curve(fig: go.Figure, one: xr.Dataset, name: str, at: np.ndarray, role: Role) -> None:
+def _curve(
+    fig: go.Figure, one: xr.Dataset, name: str, at: np.ndarray, role: Role, *, named: str
+) -> None:
     low, high = one["hypothesis_low"].values, one["hypothesis_high"].values
     y, shared = one["hypothesis"].values, {"legendgroup": name}
     fig.add_scatter(
@@ -101,11 +104,11 @@ def _curve(fig: go.Figure, one: xr.Dataset, name: str, at: np.ndarray, role: Rol
         "symbol": "star",
         "size": 15,
         "color": role.color,
-        "line": {"color": "white", "width": 1},
+        "line": {"color": PAPER, "width": 1},
     }
     fig.add_scatter(
         x=[at[best]], y=[y[best]], mode="markers+text", marker=star, text=f"layer {best}",
-        textposition="top center", textfont={"color": role.color, "size": 12}, cliponaxis=False,
+        textposition=named, textfont={"color": role.color, "size": 12}, cliponaxis=False,
         showlegend=False, customdata=[texts[best]], hovertemplate="%{customdata}<extra></extra>", **shared,
     )  # fmt: skip
 

@@ -6,9 +6,11 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from tvlens.plots._axes import color_bar
 from tvlens.plots._cells import written_cells
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import MONO, SEQUENTIAL, figure, label, percent, titled, visible
+from tvlens.plots.palette import SEQUENTIAL
+from tvlens.plots.theme import MONO, figure, label, percent, titled, visible
 
 _FRAME = {
     "regular": "regular (demonstrations)",
@@ -65,11 +67,10 @@ def template_matrix(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
         **ticks, tickvals=[*range(n), *range(n + 1, len(z))], ticktext=[*spelled, *frame_ticks],
         title_text="made in", range=[len(z) - 0.5, -0.5],
     )  # fmt: skip
-    bar = {"title": {"text": "accuracy", "side": "right", "font": {"size": 12}}, "nticks": 6}
     fig.update_layout(
         coloraxis={
             "colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1,
-            "colorbar": bar | {"thickness": 10, "outlinewidth": 0},
+            "colorbar": color_bar("accuracy", height=38 * len(z)),
         },
         height=38 * len(z) + 90 + 30 * (n > 4), margin={"t": 70 + 30 * (n > 4), "b": 20, "r": 20},
         meta={"min_width": 76 * n + 330},
@@ -83,7 +84,7 @@ def template_matrix(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
         "each cell at the layer that dev queries in its column choose",
     ]
     sentence = data.attrs.get("finding", "") if title is None else title
-    return titled(fig, sentence, subtitle=" · ".join(filter(None, small)), width=78)
+    return titled(fig, sentence, subtitle=" · ".join(filter(None, small)))
 
 
 def _between(cell: xr.Dataset, name: str) -> str:

@@ -1,12 +1,12 @@
 """One look for all figures, and labels that cannot lie about a token.
 
-Colours are Okabe and Ito's, which colour-blind people can tell apart, ordered so that the three
-accuracies go from light to dark in greyscale; every role has its own dash and marker as well. The
-Plotly template ``"tvlens"`` is registered but never made the default: other figures in a notebook
-stay as they are.
+Colours come from `tvlens.plots.palette`; those of the three accuracies go from light to dark in
+greyscale, and every role has its own dash and marker as well. The Plotly template ``"tvlens"`` is
+registered but never made the default: other figures in a notebook stay as they are.
 """
 
 import html
+import re
 import textwrap
 import unicodedata
 from dataclasses import dataclass
@@ -15,31 +15,30 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
-INK = "#1f2933"
-MUTED = "#5f6b7a"
-GRID = "#e6e9ee"
+from tvlens.plots.palette import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    LINE,
+    MUTED,
+    ORANGE,
+    PAPER,
+    PURPLE,
+    SEQUENTIAL,
+    VERMILION,
+    faint,
+)
+
 MARGIN_TOP = 34
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
-# Light for most of the range, so that dark text in a cell stays legible.
-SEQUENTIAL = [
-    [0.0, "#ffffff"],
-    [0.2, "#dcebf7"],
-    [0.45, "#b3d3ec"],
-    [0.65, "#86b9df"],
-    [0.85, "#0072b2"],
-    [1.0, "#00395a"],
-]
-# White in the middle: nothing. Blue and vermilion are told apart by colour-blind people.
-DIVERGING = [
-    [0.0, "#7a3300"],
-    [0.14, "#d55e00"],
-    [0.32, "#f3b48a"],
-    [0.5, "#ffffff"],
-    [0.68, "#9cc7e6"],
-    [0.86, "#0072b2"],
-    [1.0, "#00395a"],
-]
+_HEAD = 2  # lines of a title that are set large, where it has more
+_MORE = 3  # lines of the rest
+# Where a title may go on in small letters: after a sentence or a clause, outside brackets.
+_CLAUSE = re.compile(r"(?<=[.;]) (?![^(]*\))(?![^\[]*\])")
+# What a figure without selections has no use for, and what would send it elsewhere.
+_BUTTONS = ("select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "sendChartToCloud")
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,16 @@ class Role:
 
     def faint(self, alpha: float) -> str:
         """Give the colour as ``rgba(...)`` with this opacity."""
-        red, green, blue = (int(self.color[i : i + 2], 16) for i in (1, 3, 5))
-        return f"rgba({red}, {green}, {blue}, {alpha})"
+        return faint(self.color, alpha)
 
 
 ROLES = {
-    "regular": Role("regular (demonstrations)", "#1f2933", "dash", "square"),
-    "hypothesis": Role("hypothesis (task vector)", "#0072B2", "solid", "circle"),
-    "baseline": Role("baseline (query only)", "#E69F00", "dashdot", "triangle-up"),
-    "control": Role("control (random vector)", "#9A4C7D", "dot", "x-thin-open"),
-    "majority": Role("majority answer", "#007A5A", "longdash", "diamond-tall"),
-    "query_blind": Role("query-blind (last layer)", "#D55E00", "dot", "diamond-open"),
+    "regular": Role("regular (demonstrations)", INK, "dash", "square"),
+    "hypothesis": Role("hypothesis (task vector)", BLUE, "solid", "circle"),
+    "baseline": Role("baseline (query only)", ORANGE, "dashdot", "triangle-up"),
+    "control": Role("control (random vector)", PURPLE, "dot", "x-thin-open"),
+    "majority": Role("majority answer", GREEN, "longdash", "diamond-tall"),
+    "query_blind": Role("query-blind (last layer)", VERMILION, "dot", "diamond-open"),
 }
 
 # Plotly reads a little HTML in every label, and MathJax reads what stands between dollar signs.
@@ -155,11 +153,11 @@ def percent(value: float) -> str:
     return "–" if value != value else f"{value:.2f}"
 
 
-def titled(figure: go.Figure, title: str, *, subtitle: str = "", width: int = 62) -> go.Figure:
+def titled(figure: go.Figure, title: str, *, subtitle: str = "", width: int = 80) -> go.Figure:
     """Put a left-aligned title above the figure, wrapped, since Plotly cuts long lines.
 
-    The plain texts stay in ``layout.meta``, so that a page can set them as its own headings, which
-    wrap by themselves.
+    A long title goes on in small letters after its first sentence or clause. The plain texts stay in
+    ``layout.meta``, so that a page can set them as its own headings, which wrap by themselves.
 
     Args:
         figure: The figure; it is changed and returned.
@@ -174,15 +172,19 @@ def titled(figure: go.Figure, title: str, *, subtitle: str = "", width: int = 62
         >>> titled(go.Figure(), "A finding").layout.title.text
         '<b>A finding</b>'
     """
-    lines = [f"<b>{label(line)}</b>" for line in textwrap.wrap(title, width)]
+    head, rest = _split(title, width * _HEAD)
+    narrow = int(width * 1.3)
+    large = [f"<b>{label(line)}</b>" for line in textwrap.wrap(head, width)]
+    lines = textwrap.wrap(rest, narrow, max_lines=_MORE, placeholder=" …")
     small = [
-        f'<span style="font-size:13px;color:{MUTED}">{label(line)}</span>'
-        for line in textwrap.wrap(subtitle, int(width * 1.25))
+        f'<span style="font-size:13px;color:{color}">{label(line)}</span>'
+        for color, found in ((INK, lines), (MUTED, textwrap.wrap(subtitle, narrow)))
+        for line in found
     ]
     layout: Any = figure.layout
-    space = 22 * len(lines) + 19 * len(small)
+    space = 21 * len(large) + 19 * len(small)
     figure.update_layout(
-        title={"text": "<br>".join(lines + small), "yref": "container", "y": 1, "yanchor": "top"},
+        title={"text": "<br>".join(large + small), "yref": "container", "y": 1, "yanchor": "top"},
         title_pad_t=16,
         margin_t=space + (layout.margin.t or MARGIN_TOP),
         meta={**(layout.meta or {}), "title": title, "subtitle": subtitle, "space": space},
@@ -190,6 +192,15 @@ def titled(figure: go.Figure, title: str, *, subtitle: str = "", width: int = 62
     if layout.height:
         figure.update_layout(height=layout.height + space)
     return figure
+
+
+def _split(title: str, most: int) -> tuple[str, str]:
+    """Give as many whole clauses of a title as ``most`` characters hold, at least one, and the rest."""
+    clauses = _CLAUSE.split(title)
+    head = clauses.pop(0)
+    while clauses and len(head) + len(clauses[0]) < most:
+        head += f" {clauses.pop(0)}"
+    return head, " ".join(clauses)
 
 
 def figure(**layout: Any) -> go.Figure:
@@ -211,11 +222,12 @@ def figure(**layout: Any) -> go.Figure:
 def _template() -> go.layout.Template:
     axis = {
         "gridcolor": GRID,
-        "linecolor": "#c5ccd6",
+        "linecolor": LINE,
         "zeroline": False,
+        "zerolinecolor": LINE,
         "ticks": "outside",
         "ticklen": 4,
-        "tickcolor": "#c5ccd6",
+        "tickcolor": LINE,
         "automargin": True,
         "title": {"standoff": 10, "font": {"size": 13, "color": MUTED}},
     }
@@ -223,19 +235,22 @@ def _template() -> go.layout.Template:
     return go.layout.Template(
         layout={
             "font": {"family": FONT, "size": 13, "color": INK},
-            "title": {"x": 0, "xanchor": "left", "xref": "container", "font": {"size": 17}},
+            "title": {"x": 0, "xanchor": "left", "xref": "container", "font": {"size": 16}},
             "title_pad": {"l": 16, "r": 16},
             "colorway": [role.color for role in ROLES.values()],
             "colorscale": {"sequential": SEQUENTIAL},
-            "paper_bgcolor": "white",
-            "plot_bgcolor": "white",
+            "paper_bgcolor": PAPER,
+            "plot_bgcolor": PAPER,
             "margin": {"l": 60, "r": 24, "t": MARGIN_TOP, "b": 56},
             "hoverlabel": {"font": {"family": MONO, "size": 12}, "align": "left"},
             "legend": legend | {"font": {"size": 12}, "itemsizing": "trace"},
+            "modebar": {
+                "remove": list(_BUTTONS), "bgcolor": faint(PAPER, 0.0), "color": LINE, "activecolor": MUTED,
+            },
             "xaxis": axis,
             "yaxis": axis,
         }
-    )
+    )  # fmt: skip
 
 
 pio.templates["tvlens"] = _template()

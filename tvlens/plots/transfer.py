@@ -7,17 +7,20 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from tvlens._errors import unknown
+from tvlens.plots._axes import color_bar
 from tvlens.plots._bars import grouped, headed, share_bars, task_axes
 from tvlens.plots._cells import written_cells
-from tvlens.plots.theme import INK, ROLES, SEQUENTIAL, figure, label, percent
+from tvlens.plots.palette import EMPTY, SEQUENTIAL, SKY
+from tvlens.plots.theme import ROLES, figure, label, percent
 
+_CONTROLS = ("mean", "shuffled", "random")
 _RUNS = {
     "regular": ("demonstrations", ROLES["regular"].color),
     "own": ("own theta", ROLES["hypothesis"].color),
     "mapped": ("theta through the map", ROLES["majority"].color),
-    "unmapped": ("theta as it is", "#56B4E9"),
+    "unmapped": ("theta as it is", SKY),
     "mean": ("mean of other tasks", ROLES["query_blind"].color),
-    "shuffled": ("theta through a shuffled map", "#b3d3ec"),
+    "shuffled": ("theta through a shuffled map", SKY),
     "random": ("random vector", ROLES["control"].color),
     "baseline": ("query only", ROLES["baseline"].color),
 }
@@ -52,10 +55,14 @@ def transfer_bars(
     for run, at in zip(chosen, places, strict=True):
         name, color = _RUNS[run]
         one = data.sel(run=run)
-        share_bars(fig, one, tasks, at=at, width=step * 0.9, name=name, color=color)
+        hatched = run in _CONTROLS
+        share_bars(
+            fig, one, tasks, at=at, width=step * 0.9, name=name, color=color, hatched=hatched
+        )
     task_axes(fig, tasks)
     fig.update_layout(height=420, meta={"min_width": 100 * len(tasks) + 120})
-    return headed(fig, data, title, "each map was fitted without the task · error bars: 95%")
+    small = "each map was fitted without the task · hatched: controls · error bars: 95% intervals"
+    return headed(fig, data, title, small)
 
 
 def cross_matrix(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
@@ -95,15 +102,19 @@ def cross_matrix(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
     fig.add_trace(
         written_cells(
             parts["accuracy"], words, hover, colorscale=SEQUENTIAL, zmin=0, zmax=1,
-            colorbar={"thickness": 10, "outlinewidth": 0, "title": "accuracy"},
+            colorbar=color_bar("accuracy", height=30 * len(rows)),
         )
     )  # fmt: skip
     ticks = {"tickvals": list(range(len(tasks))), "ticktext": [label(name) for name in tasks]}
-    fig.update_xaxes(**ticks, side="top", tickangle=-30, showgrid=False, ticks="")
+    fig.update_xaxes(
+        **ticks, side="top", tickangle=-30, showgrid=False, ticks="", title_text="whose queries"
+    )
     ticks = {"tickvals": list(range(len(rows))), "ticktext": [label(name) for name in rows]}
     fig.update_yaxes(**ticks, autorange="reversed", showgrid=False, ticks="")
     width = 64 * len(tasks) + 240
-    fig.update_layout(height=30 * len(rows) + 130, meta={"min_width": width}, font_color=INK)
-    fig.update_layout(margin_t=100)
+    fig.update_layout(
+        height=30 * len(rows) + 124, meta={"min_width": width}, plot_bgcolor=EMPTY, margin_b=20,
+        margin_t=104,
+    )  # fmt: skip
     title = str(data.attrs.get("crossed", "")) if title is None else title
-    return headed(fig, data, title, "columns: whose queries", width=62)
+    return headed(fig, data, title)

@@ -12,7 +12,8 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from tvlens.plots._notes import notes
-from tvlens.plots.theme import MUTED, ROLES, figure, titled
+from tvlens.plots.palette import MUTED, faint
+from tvlens.plots.theme import ROLES, figure, titled
 
 _PANELS = {
     "share": "share of variance from demonstrations",
@@ -67,24 +68,25 @@ def variance_by_layer(data: xr.Dataset, *, title: str | None = None) -> go.Figur
     sentence = data.attrs.get("finding", "") if title is None else title
     note = notes(data)
     small = [note.get("task"), note.get("model"), "control: 0 shots" if 0 in shots else None]
-    return titled(fig, sentence, subtitle=" · ".join(map(str, filter(None, small))), width=72)
+    return titled(fig, sentence, subtitle=" · ".join(map(str, filter(None, small))))
 
 
 def _curve(
     fig: go.Figure, one: xr.Dataset, name: str, row: int, shots: int, color: str, dash: str
 ) -> None:
     x, y = one["layer"].values, one[name].values
+    told = f"{shots} {'shot' if shots == 1 else 'shots'}"
     low, high = one[f"{name}_low"].values, one[f"{name}_high"].values
     fig.add_scatter(
         x=np.concatenate([x, x[::-1]]), y=np.concatenate([low, high[::-1]]), fill="toself",
-        fillcolor="rgba(95, 107, 122, 0.10)", line_width=0, mode="lines", hoverinfo="skip",
+        fillcolor=faint(MUTED, 0.1), line_width=0, mode="lines", hoverinfo="skip",
         showlegend=False, legendgroup=str(shots), row=row, col=1,
     )  # fmt: skip
     fig.add_scatter(
         x=x, y=y, mode="lines", line={"color": color, "dash": dash, "width": 2.2},
-        name=f"{shots} {'shot' if shots == 1 else 'shots'}", legendgroup=str(shots),
+        name=told, legendgroup=str(shots),
         showlegend=row == 1, customdata=np.stack([low, high], axis=1),
-        hovertemplate=f"{shots} shots, layer %{{x}}<br>{_PANELS[name]} %{{y:.3f}} "
+        hovertemplate=f"{told}, layer %{{x}}<br>{_PANELS[name]} %{{y:.3f}} "
         "(%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra></extra>",
         row=row, col=1,
     )  # fmt: skip

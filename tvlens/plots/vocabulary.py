@@ -11,8 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from tvlens.plots._axes import color_bar
 from tvlens.plots._notes import chosen_layer, notes
-from tvlens.plots.theme import INK, MONO, ROLES, SEQUENTIAL, figure, titled, token_label, visible
+from tvlens.plots.palette import SEQUENTIAL
+from tvlens.plots.theme import MONO, ROLES, figure, titled, token_label, visible
 
 
 def vocabulary(data: xr.Dataset, *, ranks: int = 8, title: str | None = None) -> go.Figure:
@@ -65,7 +67,7 @@ def _cells(layers: np.ndarray, tokens: np.ndarray, shares: np.ndarray) -> go.Hea
         textfont={"family": MONO, "size": 11},
         customdata=hover,
         hovertemplate="layer %{y}, rank %{x}<br><b>%{customdata}</b><br>"
-        "probability %{z:.4f}<extra></extra>",
+        "probability %{z:.3f}<extra></extra>",
         hoverongaps=False,
         colorscale=SEQUENTIAL,
         zmin=0,
@@ -73,12 +75,13 @@ def _cells(layers: np.ndarray, tokens: np.ndarray, shares: np.ndarray) -> go.Hea
         zmax=max(float(np.nanmax(shares, initial=0)), 0.1),
         xgap=1,
         ygap=1,
-        colorbar={
-            "title": {"text": "probability", "side": "right", "font": {"size": 12}},
-            "thickness": 10,
-            "outlinewidth": 0,
-        },
+        colorbar=color_bar("probability", height=_tall(len(layers))),
     )
+
+
+def _tall(layers: int) -> int:
+    """How tall the map is, in pixels."""
+    return max(22 * layers, 120)
 
 
 def _axes(fig: go.Figure, data: xr.Dataset, best: Any) -> None:
@@ -99,9 +102,8 @@ def _axes(fig: go.Figure, data: xr.Dataset, best: Any) -> None:
             line={"color": ROLES["query_blind"].color, "width": 2}, layer="above",
         )  # fmt: skip
     fig.update_layout(
-        height=max(22 * len(layers), 120) + 110,
+        height=_tall(len(layers)) + 110,
         margin_r=10,
-        font_color=INK,
         meta={"min_width": 96 * ranks},
     )
 

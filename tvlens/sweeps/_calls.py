@@ -58,8 +58,10 @@ class Call:
         return cls(getattr(inner, "__name__", type(inner).__name__), asked)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A registered function is found by its name in another process, which also registers the rest.
-        return (_call, (self.name, None if self.registered else self.function))
+        # One of tvlens is found by its name in another process, which registers the rest of them, too; that
+        # process knows nothing of a user's own until it imports the module that has it.
+        known = self.registered and self.function.__module__.startswith("tvlens.")
+        return (_call, (self.name, None if known else self.function))
 
     @property
     def registered(self) -> bool:
