@@ -1,7 +1,8 @@
 """How the documents are built: ``make docs``, or ``sphinx-build -W docs docs/_build/html``.
 
 Nothing is fetched. Pages with code run it; the tour needs SmolLM2, so it is run only where that is
-unpacked already, and shown without outputs elsewhere (or with ``TVLENS_DOCS_TOUR=0``).
+unpacked already, and shown without outputs elsewhere (or with ``TVLENS_DOCS_TOUR=0``). The gallery
+draws results that are kept beside it; ``gallery/make.py`` makes them.
 """
 
 import os

@@ -98,10 +98,13 @@ def test_task_files_of_the_how_to_can_be_read(
     from_json, from_csv = tv.Task.from_file("opposites.json"), tv.Task.from_file("opposites.csv")
     assert from_json.pairs == from_csv.pairs and from_json.answers["hot"] == ("cold", "cool")
     assert tv.Task.from_file("long.json").licence == json.loads(long)["licence"]
-    from_file, from_python = blocks(page, "python")
+    from_file, from_python, looked_at, checked = blocks(page, "python")
     assert "layer_sweep" in from_file
-    exec(from_python, {"tv": tv})
+    scope: dict[str, Any] = {"tv": tv, "model": tiny_model()}
+    exec("\n".join([from_python, looked_at, checked]), scope)
     assert tv.load_task("vowel").majority() == ("no", pytest.approx(0.81, abs=0.005))
+    verdict = scope["check_task"](scope["task"], scope["model"])
+    assert not verdict and "21 of 26 answers are 'no'" in verdict.says
 
 
 @pytest.fixture

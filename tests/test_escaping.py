@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tvlens as tv
-from tests.test_reports import browse
+from tests.browser import browse
 from tvlens.circuits import behaviour
 from tvlens.circuits.contrast import Contrast
 from tvlens.pages import page

@@ -246,7 +246,7 @@ def test_legends_stand_beside_the_plot(specs: dict[str, Spec]) -> None:
         legends = [v for k, v in spec["layout"].items() if k.startswith("legend")] or [{}]
         for legend in legends:
             x, y = legend.get("x", template.x), legend.get("y", template.y)
-            low = y < 0 and legend.get("yanchor", "top") == "top"
+            low = y <= 0 and legend.get("yanchor", "top") == "top"
             high = y >= 1 and legend.get("yanchor") == "bottom"
             assert low or high or x >= 1, (name, legend)
 

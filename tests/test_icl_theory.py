@@ -5,7 +5,7 @@ from math import comb, exp, log, sqrt
 import numpy as np
 import pytest
 
-from tests.test_reports import browse
+from tests.browser import browse
 from tvlens.icl.bounds import bounds_explorer
 from tvlens.icl.predictors import (
     bayes_risk,

@@ -305,10 +305,11 @@ def test_pages_name_what_there_is() -> None:
 def test_code_of_the_page_on_circuits_runs(greater: ModuleType) -> None:
     scope: dict[str, Any] = {"model": tiny_model(), "greater_than": greater.greater_than}
     blocks = code(PAGES / "new_circuit.md")
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
-        exec(block, scope)
+        exec(block.replace("400", "40"), scope)  # this model has 82 edges
     assert "preferred" in scope["found"].finding()
+    assert scope["alone"].data["chosen_by"].values.tolist() == ["eap-ig, greedy", "random"]
 
 
 # A real model
@@ -325,6 +326,15 @@ def test_indirect_objects_in_a_real_model(smollm2: Any, greater: ModuleType) -> 
     assert abs(neither["corrupted"][0]) < 1.5
     later = behaviour(smollm2, greater.greater_than(smollm2, n=16)).means()
     assert later["preferred"][1] > 0.7 and later["difference"][1] > 1 > later["corrupted"][2]
+
+
+@pytest.mark.slow
+def test_the_circuit_of_the_page_in_a_real_model(smollm2: Any, greater: ModuleType) -> None:
+    pairs, held_out = (greater.greater_than(smollm2, n=8, seed=seed) for seed in (0, 1))
+    scores = tv.edge_scores(smollm2, **pairs, method="eap-ig")
+    found = [tv.circuit(scores, n_edges=400, method=method) for method in ("greedy", "random")]
+    kept = tv.faithfulness(smollm2, found, **held_out).mean()["faithfulness"]
+    assert 0.5 < float(kept["mean"][0]) < 0.7 and abs(float(kept["mean"][1])) < 0.05
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ import pytest
 
 from tests.browser import browse, drawn
 from tests.fake_results import FakeSweep, sweep_data
+from tvlens import plots
 from tvlens.plots import palette
-from tvlens.reports import report
+from tvlens.reports import card, report
 from tvlens.results import Result
 
 ATTACK = "<script>alert('x')</script>"
@@ -161,6 +162,20 @@ def test_kinds_alone_are_summed_up_in_words(results, tmp_path):
     folded = re.findall(r"<details><summary>(.*?)</summary>", section)
     assert folded == ["By &lt;word&gt;", "All numbers", "Provenance"]
     assert "<tr><th>x</th></tr><tr><td>0.50 (0.25 to 1.00)</td></tr>" in section
+
+
+def test_cards_scroll_what_is_wider_than_a_screen(results):
+    class Wide(FakeSweep):
+        kind = "wide_kind"
+
+        def plot(self, **channels):
+            return plots.vocabulary(self.data, title=self.finding())
+
+    note = json.loads(results[0].data.attrs["tvlens"]) | {"kind": "wide_kind"}
+    wide = Wide(results[0].data.assign_attrs(tvlens=json.dumps(note)))
+    shown = card(wide)
+    assert "overflow-x:auto'><div style='min-width:768px'>" in shown
+    assert re.sub(r"<script.*?</script>", "", shown, flags=re.DOTALL).count(wide.finding()) == 1
 
 
 @pytest.mark.slow

@@ -105,7 +105,8 @@ def _sentence(said: str, drawn: np.ndarray, rows: list[str], columns: list[str])
 
 def _frame(fig: go.Figure, rows: list[str], columns: list[str], across: str | None) -> None:
     ticks = {"tickvals": list(range(len(columns))), "ticktext": [label(name) for name in columns]}
-    tilted = max((len(name) for name in columns), default=0) > 8
+    # Names that are wider than a cell of the least width are turned.
+    tilted = len(columns) > 2 and max(map(len, columns)) > 8
     fig.update_xaxes(
         **ticks,
         side="top",

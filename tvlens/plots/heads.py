@@ -86,7 +86,7 @@ def _cells(data: xr.Dataset, how: CellText, kind: str, *, visible: bool) -> go.H
 def _heads_axes(fig: go.Figure, data: xr.Dataset, *, controls: bool) -> None:
     # Rows become flatter where there are many, down to what a tick label needs.
     row, top = float(np.clip(460 / data.sizes["layer"], 15, 30)), 34 + 44 * controls
-    tall = max(row * data.sizes["layer"], 120)
+    tall = max(row * data.sizes["layer"], 120.0)
     fig.update_layout(
         coloraxis={
             "colorscale": SEQUENTIAL,

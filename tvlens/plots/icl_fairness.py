@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from tvlens.plots.palette import BLUE, GREEN, GREY, MUTED, ORANGE, PURPLE, VERMILION
+from tvlens.plots.palette import BLUE, GREEN, GREY, MUTED, ORANGE, VERMILION
 from tvlens.plots.theme import ROLES, Role, figure, label, titled
 
 _MEASURES = {"regular_labels": ROLES["regular"], "theta_labels": ROLES["hypothesis"]}
@@ -20,7 +20,6 @@ _ARMS = {
     "T-fair": Role("T-fair", GREEN, "solid", "square"),
     "fairest of random": Role("fairest of random", ORANGE, "solid", "triangle-up"),
     "least fair of random": Role("least fair of random (control)", VERMILION, "solid", "x"),
-    "T-least": Role("T-least (control)", PURPLE, "solid", "cross"),
 }
 _ROW, _SHIFT = 34, 0.14  # pixels of a row; how far a row's two measures stand from its middle
 _MEAN = "mean, few labels"

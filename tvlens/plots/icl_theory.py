@@ -201,7 +201,7 @@ def gate_curves(data: xr.Dataset, *, title: str | None = None) -> go.Figure:
                     hovertemplate=f"{name}: %{{x:,.0f}} rounds<extra></extra>",
                 )  # fmt: skip
                 named.add(name)
-    fig.update_xaxes(**powers(times[0], times[-1], most=5), range=np.log10(times[[0, -1]]).tolist())
+    fig.update_xaxes(**powers(times[0], times[-1], most=4), range=np.log10(times[[0, -1]]).tolist())
     fig.update_yaxes(range=[0, 1.02])
     fig.update_xaxes(title_text="rounds", row=lines)
     fig.update_yaxes(title_text="gate (1: weights)", col=1)

@@ -169,7 +169,7 @@ def _colors(data: xr.Dataset, value: str) -> dict[str, Any]:
 
 def _tall(data: xr.Dataset) -> float:
     """How tall the map is: rows become flatter where there are many."""
-    return max(float(np.clip(560 / data.sizes["layer"], 17, 30)) * data.sizes["layer"], 120)
+    return max(float(np.clip(560 / data.sizes["layer"], 17, 30)) * data.sizes["layer"], 120.0)
 
 
 def _values_menu(

@@ -25,7 +25,7 @@ MEASURES = {
     "theta": "theta, all tokens",
 }
 ARMS = (
-    "G-fair", "G-fair, all shots", "T-fair", "fairest of random", "random", "least fair of random", "T-least",
+    "G-fair", "G-fair, all shots", "T-fair", "fairest of random", "random", "least fair of random",
 )  # fmt: skip
 Ends = tuple[float, float, float]
 """A number and the ends of its 95 % interval."""
@@ -57,12 +57,12 @@ class Fairness(Result):
         "share of log(labels). G-fair: each step puts before the prompt the demonstration that makes it "
         "fairest, until none does (the authors' code); all shots: the same without that stop, with as many "
         "demonstrations as the others. T-fair: the fairest demonstrations by themselves, the fairest next "
-        "to the query. Fairest and least fair of random: out of as many random prompts as the search "
-        "scored. Among labels: the likeliest label, as the authors mark; all tokens: the likeliest token. "
-        "Theta is read and injected at one layer for all tasks, chosen on prompts of the dev half, whose "
-        "items alone are demonstrations; queries are of the test half, the same for all prompts of a task. "
-        "Intervals draw pools again, and the random prompts of each, and those of means over tasks the "
-        "tasks, too; queries are not drawn again."
+        "to the query. Fairest and least fair of random: out of as many random prompts as G-fair scored. "
+        "Among labels: the likeliest label, as the authors mark; all tokens: the likeliest token. Theta is "
+        "read on two dummy queries a pool and injected at one layer for all tasks, chosen on prompts of the "
+        "dev half, whose items alone are demonstrations; queries are of the test half, the same for all "
+        "prompts of a task. Intervals draw pools again, and the random prompts of each, and those of means "
+        "over tasks the tasks, too; queries are not drawn again."
     )
 
     @property

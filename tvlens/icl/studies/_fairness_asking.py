@@ -119,7 +119,7 @@ class Bench:
         template: How a demonstration is written, white space settled.
         labels: The distinct first tokens of its answers.
         pools: Demonstrations to choose from, all of the dev half of the items.
-        dummies: Dummy queries, of that half, too, and in no pool.
+        dummies: Dummy queries of each pool, of that half, too, and in no pool.
         asked: The queries, of the test half.
         content_free: Inputs without content.
     """
@@ -129,7 +129,7 @@ class Bench:
     template: Template
     labels: tuple[int, ...]
     pools: tuple[Shown, ...]
-    dummies: tuple[str, ...]
+    dummies: tuple[Shown, ...]
     asked: Prompts
     content_free: tuple[str, ...]
     known: dict[Shown, tuple[float, float]] = field(default_factory=dict)
@@ -151,17 +151,16 @@ class Bench:
     ) -> "Bench":
         """Draw pools, dummy queries and queries of a task; see `fairness` for the arguments."""
         items = usable_items(task, model, template=template, answers=answers)
-        needed = pools * candidates + n_dummy
+        needed = pools * (candidates + n_dummy)
         dev = (len(items) + 1) // 2
         test = len(items) - dev
         if needed > dev or queries > test:
-            near = (
-                f"candidates={max(dev - n_dummy, 0) // max(pools, 1)}, queries={min(queries, test)}"
-            )
+            most = max(dev // max(pools, 1) - n_dummy, 0)
             raise ValueError(
                 f"task {task.name!r} has {len(items)} usable items: {dev} to show and {test} to ask. {pools} "
-                f"pools of {candidates} candidates and {n_dummy} dummy queries need {needed} to show; "
-                f"{queries} are asked. Nearest: {near}."
+                f"pools of {candidates} candidates, each with {n_dummy} dummy queries, need {needed} to "
+                f"show; {queries} are asked. Nearest: candidates={min(candidates, most)}, "
+                f"queries={min(queries, test)}."
             )
         how: dict[str, Any] = {"shots": 0, "n_dummy": 0, "template": template, "answers": answers,
                                "seed": seed}  # fmt: skip
@@ -175,21 +174,26 @@ class Bench:
             template=settled,
             labels=label_tokens(model, task, settled, items),
             pools=tuple(drawn[i * candidates : (i + 1) * candidates] for i in range(pools)),
-            dummies=drawn[pools * candidates : needed],
+            dummies=tuple(drawn[pools * candidates + i : needed : pools] for i in range(pools)),
             asked=asked,
             content_free=tuple(content_free),
         )
 
-    def batch(self, prompts: Sequence[Shown], x: str) -> TokenBatch:
-        """Write several prompts that all ask the same."""
+    def batch(self, prompts: Sequence[Shown], asked: str | Sequence[str]) -> TokenBatch:
+        """Write several prompts that all ask the same, or each something of its own."""
+        each = [asked] * len(prompts) if isinstance(asked, str) else asked
         rows = [
             [
                 *(part for d in shown for part in self.template.demo_segments(d, self.output(d))),
                 *self.template.query_segments(x),
             ]
-            for shown in prompts
+            for shown, x in zip(prompts, each, strict=True)
         ]
         return Encoder.of(self.model).batch(rows)
+
+    def pool_of(self, shown: Shown) -> int:
+        """Give the number of the pool from which a prompt was made."""
+        return next(i for i, pool in enumerate(self.pools) if shown[0] in pool)
 
     def check(self, prompts: Sequence[Sequence[str]]) -> None:
         """Refuse demonstrations that are no items of the task."""
@@ -244,21 +248,26 @@ class Bench:
         """Ask every query after each prompt, and alone with each prompt's theta; note how fair prompts are.
 
         Args:
-            prompts: Demonstrations.
+            prompts: Demonstrations, each prompt's of one pool, on whose dummy queries its theta is read.
             layer: Where theta is read and injected.
 
         Returns:
             The outcomes.
         """
         read = Read("resid_post", (layer,))
-        requests = [Request(self.batch(prompts, x), reads=(read,)) for x in self.dummies]
+        # A late theta knows its dummy queries' answers, too: let these differ from pool to pool.
+        dummies = [self.dummies[self.pool_of(shown)] for shown in prompts]
+        requests = [
+            Request(self.batch(prompts, asked), reads=(read,))
+            for asked in zip(*dummies, strict=True)
+        ]
         requests += [
             Request(self.batch(prompts, x), readout=self.readout) for x in self.asked.queries
         ]
         if any(shown not in self.known for shown in prompts):
             requests += self._about_nothing(prompts)
         outputs = run(self.model, requests)
-        n, asked = len(self.dummies), len(self.asked)
+        n, asked = len(dummies[0]), len(self.asked)
         if len(outputs) > n + asked:
             self._note(prompts, outputs[n + asked :])
         theta = torch.stack([out.activations[0][0, :, 0] for out in outputs[:n]]).mean(dim=0)

@@ -41,7 +41,7 @@ def claims(found: "Fairness") -> list[dict[str, Any]]:
         _correlated(found, f"{_OURS}so it does where any token may be said.", "regular", few),
         _correlated(found, f"{_OURS}the fairer a prompt, the better its theta.", theta, few),
         _gained(found, "Greedy search for fairness beats random prompts.", ("G-fair", "random"), few),
-        _gained(found, "It does with as many shots as they have.", (_ALL, "random"), few),
+        _gained(found, "It does so with as many shots as they have.", (_ALL, "random"), few),
         _gained(found, "The fairest alone beat random prompts.", ("T-fair", "random"), few),
         _gained(found, "Greedy search beats the fairest alone.", ("G-fair", "T-fair"), few),
         _gained(

@@ -126,17 +126,16 @@ def greedy(score: Score, pools: Sequence[Sequence[str]], *, least: int = 1) -> l
     return [search.done() for search in searches]
 
 
-def fairest_alone(alone: dict[str, float], shots: int, *, least: bool = False) -> Shown:
+def fairest_alone(alone: dict[str, float], shots: int) -> Shown:
     """Take the demonstrations that are fairest by themselves, as T-fair-Prompting.
 
     Args:
         alone: How fair each demonstration is by itself.
         shots: How many are taken.
-        least: Whether the least fair are taken instead: the control.
 
     Returns:
-        The demonstrations; the fairest, or the least fair, stands last, next to the query, since each is
-        put before those that were taken before.
+        The demonstrations; the fairest stands last, next to the query, since each is put before those that
+        were taken before.
 
     Example:
         >>> fairest_alone({"a": 0.2, "b": 0.9, "c": 0.5}, 2)
@@ -145,7 +144,7 @@ def fairest_alone(alone: dict[str, float], shots: int, *, least: bool = False) -
     References:
         Ma et al. 2023, Fairness-guided Few-shot Prompting, arXiv 2303.13217, Algorithm 1.
     """
-    ranked = sorted(alone, key=alone.__getitem__, reverse=not least)
+    ranked = sorted(alone, key=alone.__getitem__, reverse=True)
     return tuple(reversed(ranked[:shots]))
 
 

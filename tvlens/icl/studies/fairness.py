@@ -11,6 +11,7 @@ about" says when not to ask: where the labels get little probability after conte
 that the entropy says how many different answers were shown, fairness is not what the authors mean.
 """
 
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -207,6 +208,12 @@ def _check(used: Mapping[str, Any], seed: int) -> None:
             f"a pool of {used['candidates']} candidates has no prompt of {used['shots']} demonstrations. "
             f"Nearest: shots={used['candidates']}."
         )
+    there = math.perm(used["candidates"], used["shots"])
+    if there < used["draws"]:
+        raise ValueError(
+            f"a pool of {used['candidates']} candidates has {there} prompts of {used['shots']} "
+            f"demonstrations; draws={used['draws']} arrived. Nearest: {there}."
+        )
 
 
 def _searched(
@@ -217,16 +224,11 @@ def _searched(
     shots, draws = used["shots"], used["draws"]
     searches = greedy(bench.scored, bench.pools, least=shots)
     rng = random.Random(f"{seed}:{bench.task.name}:fairness")
-    # As many random prompts as the search scored; and as many as are marked, if these are more.
+    # As many random prompts as G-fair scored; and as many as are marked, if these are more.
     drawn = [
-        random_prompts(pool, shots, max(search.spent, draws), rng)
+        random_prompts(pool, shots, max(search.evaluations, draws), rng)
         for pool, search in zip(bench.pools, searches, strict=True)
     ]
-    if len(drawn[0]) < draws:
-        raise ValueError(
-            f"a pool of {used['candidates']} candidates has {len(drawn[0])} prompts of {shots} "
-            f"demonstrations; draws={draws} arrived. Nearest: {len(drawn[0])}."
-        )
     bar.update()
     bar.set_postfix_str(f"{bench.task.name}: mark")
     marked = list(dict.fromkeys(shown for some in drawn for shown in some[:draws]))
@@ -247,8 +249,8 @@ def _chosen(
     bench: Bench, search: Greedy, drawn: Sequence[Shown], shots: int, draws: int
 ) -> list[tuple[str, Shown]]:
     """Name the prompts of a pool that are marked, each with how it was chosen."""
-    # Where more prompts are marked than the search scored, the rest would be a larger search.
-    budget = drawn[: search.spent]
+    # Where more prompts are marked than G-fair scored, all of them would be a larger search.
+    budget = drawn[: search.evaluations]
     fair = dict(zip(budget, bench.scored(budget), strict=True))
     found = {
         "G-fair": search.found,
@@ -256,7 +258,6 @@ def _chosen(
         "T-fair": fairest_alone(search.alone, shots),
         "fairest of random": max(fair, key=fair.__getitem__),
         "least fair of random": min(fair, key=fair.__getitem__),
-        "T-least": fairest_alone(search.alone, shots, least=True),
     }
     return [*((arm, found[arm]) for arm in ARMS if arm in found),
             *(("random", shown) for shown in drawn[:draws])]  # fmt: skip
